@@ -1,0 +1,8 @@
+"""Backbones: inputs -> features. Importing this package adds our names to timm's registry."""
+
+from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.names import create_backbone, find
+from hybridmap.backbones.vit import ViT
+
+__all__ = ["Backbone", "HybridNet", "ViT", "create_backbone", "find"]

@@ -1,0 +1,23 @@
+"""Layers: ``nn.Module``s with flat keyword arguments, usable without the rest of the project."""
+
+from hybridmap.layers.attention import Attention, CrossAttention
+from hybridmap.layers.block import MambaBlock, Stack, TransformerBlock
+from hybridmap.layers.mamba import InferenceParams, Mamba, MambaMixer
+from hybridmap.layers.norm import AddNorm
+from hybridmap.layers.pos_embed import resample, sincos_2d
+from hybridmap.layers.registers import Registers
+
+__all__ = [
+    "AddNorm",
+    "Attention",
+    "CrossAttention",
+    "InferenceParams",
+    "Mamba",
+    "MambaBlock",
+    "MambaMixer",
+    "Registers",
+    "Stack",
+    "TransformerBlock",
+    "resample",
+    "sincos_2d",
+]

@@ -1,0 +1,95 @@
+"""Writes what README.md shows but nobody should type: the demo's numbers, the list of commands, the figure of regions.
+
+python scripts/readme.py            rewrites README.md between its marks, and docs/regions.png
+python scripts/readme.py --check    exit code 1 if README.md would change
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = ("exam", "pretrained", "untrained", "difference")
+MARK = re.compile(r"(<!-- (\w+): written by [^>]*-->\n).*?(<!-- \2: end -->)", re.DOTALL)
+
+
+def demo_table(results: dict[str, Any]) -> str:
+    """One row per seed and exam, and what it was measured with."""
+    lines = ["| " + " | ".join(["seed", *COLUMNS]) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for seed, run in sorted(results["seeds"].items(), key=lambda item: int(item[0])):
+        for row in run["rows"]:
+            lines.append("| " + " | ".join([seed, *(row[name] for name in COLUMNS)]) + " |")
+    seconds = max(run["seconds"] for run in results["seeds"].values())
+    return "\n".join(
+        [
+            f"Accuracies in per cent over {results['classes']} classes, with 95 % bootstrap intervals that resample",
+            "pictures, then crops:",
+            "",
+            *lines,
+            "",
+            f"Measured by `{results['command']}` on {results['hardware']}, in at most {seconds:.0f} s per seed;",
+            "the raw numbers are in `results/demo.json`.",
+            "",
+        ]
+    )
+
+
+def command_list() -> str:
+    """One synopsis line per command."""
+    from hybridmap.cli import COMMANDS
+
+    usage = {name: f"hybridmap {name} {arguments}".rstrip() for name, (arguments, _) in COMMANDS.items()}
+    width = max(map(len, usage.values())) + 2
+    return "\n".join(["```text", *(f"{usage[name]:{width}}{purpose}" for name, (_, purpose) in COMMANDS.items()), "```", ""])
+
+
+def readme(text: str) -> str:
+    """README.md with its marked places filled in."""
+    measured = ROOT / "results" / "demo.json"
+    blocks = {
+        "commands": command_list(),
+        "demo": demo_table(json.loads(measured.read_text())) if measured.exists() else "Not measured yet: make demo\n",
+    }
+    return MARK.sub(lambda found: found[1] + blocks[found[2]] + found[3], text)
+
+
+def regions_figure(path: Path) -> None:
+    """Order of prediction and decoder mask of the four relations, side by side."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from hybridmap.report.pictures import decoder_masks, save
+
+    font = ImageFont.load_default(20)
+    columns = decoder_masks(grid=(6, 6))
+    width, height = next(iter(columns.values()))[0].size
+    sheet = Image.new("RGB", (len(columns) * (width + 24) + 24, 2 * height + 110), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for k, (title, (order, mask)) in enumerate(columns.items()):
+        left = 24 + k * (width + 24)
+        draw.text((left, 10), title, fill=(30, 30, 30), font=font)
+        sheet.paste(order, (left, 44))
+        sheet.paste(mask.resize((width, height), Image.Resampling.NEAREST), (left, height + 88))
+    draw.text(
+        (24, height + 56), "row i: which patches may be looked at while patch i is predicted", fill=(30, 30, 30), font=font
+    )
+    save(sheet, path)
+
+
+def main() -> int:
+    """Rewrite, or check."""
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = readme(old)
+    if "--check" in sys.argv:
+        return int(new != old)
+    path.write_text(new)
+    regions_figure(ROOT / "docs" / "regions.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

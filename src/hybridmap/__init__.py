@@ -1,0 +1,1 @@
+"""Masked autoregressive pretraining (MAP) of hybrid Mamba-Transformer vision backbones, on any machine."""

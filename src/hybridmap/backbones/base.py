@@ -1,0 +1,188 @@
+"""What every backbone promises: inputs become patches in scan order, patches become tokens, tokens become features.
+
+    inputs ──partition──▶ Patches ──embed──▶ tokens (B N D) ──encode──▶ Features ──forward_head──▶ logits
+
+Objectives use :meth:`Backbone.partition` and :meth:`Backbone.encode_visible`; everything else of the public face is timm's
+model contract, so that scripts written for timm's models run unchanged.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridmap import config as configuration
+from hybridmap.config import Configurable
+from hybridmap.errors import UserError
+from hybridmap.layers.decay import is_never_decayed, is_ssm_state
+from hybridmap.tokens.select import take
+from hybridmap.types import Features, Mask, Patches
+
+
+class Backbone(nn.Module, Configurable):
+    """Abstract. A concrete backbone sets the attributes below and implements the abstract methods."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configuration.Config):
+        """Fields that every backbone has."""
+
+        img_size: int | tuple[int, int] = 224
+        """(height, width) in pixels, or one number for both: the grid of the stored positions. Other sizes resample them."""
+        patch_size: int = 16
+        """Side of a square patch in pixels."""
+        in_chans: int = 3
+        """Image channels."""
+        embed_dim: int = 192
+        """Width D of the tokens."""
+        num_classes: int = 1000
+        """Outputs of the classifier; 0 = no classifier, ``forward`` then returns what the classifier would have been given."""
+        drop_rate: float = 0.0
+        """Dropout before the classifier."""
+        drop_path: float = 0.0
+        """Largest rate of stochastic depth."""
+
+        def encoder(self) -> Self:
+            """The same network as objectives build it: every parameter that it has receives a gradient."""
+            return replace(self, num_classes=0)
+
+    config: Any
+    embed_dim: int
+    num_features: int
+    """Width of what ``forward_features`` returns."""
+    head_hidden_size: int
+    """Width of what ``forward_head(..., pre_logits=True)`` returns."""
+    num_classes: int
+    num_prefix_tokens: int
+    """Leading tokens of ``forward_features`` that are no patches."""
+    feature_info: list[dict[str, Any]]
+    default_cfg: dict[str, Any]
+    pretrained_cfg: dict[str, Any]
+
+    def __init__(self, config: Any) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+
+    @abstractmethod
+    def partition(self, inputs: Tensor) -> Patches:
+        """Cut the inputs and put the pieces in scan order; no parameters."""
+
+    @abstractmethod
+    def embed(self, patches: Patches) -> Float[Tensor, "B N D"]:
+        """Content and position -> tokens."""
+
+    @abstractmethod
+    def encode(
+        self,
+        tokens: Float[Tensor, "B V D"],
+        coords: Float[Tensor, "B V A"],
+        *,
+        prefix: bool = False,
+        causal: bool = False,
+        taps: Collection[int] = (),
+        grid: tuple[int, ...] | None = None,
+    ) -> Features:
+        """Tokens -> features.
+
+        ``prefix`` asks for register tokens (a class token is always there), ``causal`` for an encoder in which no token sees a
+        later one, ``taps`` for the outputs of these layers. ``grid`` is that of the whole input, for layers that need it.
+        """
+
+    def encode_visible(
+        self,
+        patches: Patches,
+        mask: Mask | None,
+        *,
+        prefix: bool = False,
+        causal: bool = False,
+        taps: Collection[int] = (),
+    ) -> Features:
+        """Encode the visible patches only, in scan order; without a mask all of them."""
+        tokens, coords = self.embed(patches), patches.coords
+        if mask is not None:
+            tokens, coords = take(tokens, mask.visible), take(coords, mask.visible)
+        return self.encode(tokens, coords, prefix=prefix, causal=causal, taps=taps, grid=patches.grid)
+
+    @abstractmethod
+    def pooled(self, features: Features) -> Float[Tensor, "B D"]:
+        """One vector per input: what probes and nearest neighbours look at."""
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Inputs -> normalised features, prefix tokens first."""
+
+    @abstractmethod
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What ``forward_features`` returned -> logits, or the classifier's input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    @abstractmethod
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name -> depth, for layer-wise learning rates: 0 on the input side, s + 1 in layer s, depth + 1 behind."""
+
+    def no_weight_decay(self, decay_ssm_state: bool = False) -> set[str]:
+        """Names of parameters that must not be decayed beyond those that are 1-D or biases anyway, read from their marks."""
+        spared = {name for name, p in self.named_parameters() if is_never_decayed(p)}
+        return spared if decay_ssm_state else spared | {name for name, p in self.named_parameters() if is_ssm_state(p)}
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names in the order of depth, as timm's grouping takes them."""
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+
+    @abstractmethod
+    def get_classifier(self) -> nn.Module: ...
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None: ...
+
+
+class Head(nn.Module):
+    """Feature tokens (B, n, D) -> logits: reduce each token (``reduce``), concatenate, normalise (``norm``), classify (``fc``).
+
+    With one token, or with ``reduction=1``, only ``fc`` remains. Source: wangf3014/Mamba-Reg:models_mamba.py.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        tokens: int = 1,
+        reduction: int = 1,
+        norm: Callable[[int], nn.Module] = nn.Identity,
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % reduction:
+            raise UserError(f"cls_reduce must divide the width {dim}, got {reduction}")
+        self.width = tokens * (dim // reduction)
+        self.reduce = nn.Linear(dim, dim // reduction, bias=False) if reduction > 1 else None
+        self.norm = norm(self.width) if reduction > 1 else None
+        self.drop = nn.Dropout(drop)
+        self.fc = nn.Linear(self.width, num_classes) if num_classes > 0 else nn.Identity()
+
+    def reset(self, num_classes: int) -> None:
+        """A fresh classifier on the device and in the dtype of the old one (of the default where there was none)."""
+        like = next(self.fc.parameters(), torch.empty(0))
+        fc = nn.Linear(self.width, num_classes) if num_classes > 0 else nn.Identity()
+        self.fc = fc.to(like.device, like.dtype)
+
+    def forward(self, tokens: Float[Tensor, "B n D"], pre_logits: bool = False) -> Tensor:
+        if self.reduce is not None:
+            tokens = self.reduce(tokens)
+        x = tokens.flatten(1)
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.drop(x)
+        return x if pre_logits else self.fc(x)

@@ -1,0 +1,133 @@
+"""Names -> configurations: one dictionary, from which timm's registry is filled.
+
+After ``import hybridmap``, ``timm.create_model("hybridnet_base_patch16_224", num_classes=10)`` works; every field of the Config
+is an argument, with timm's ``drop_path_rate`` for ``drop_path``. ``preset="paper"`` gives a HybridNet the MLP ratios that
+reproduce the parameter counts printed in the paper (1 instead of 2 in B and L); plain names are the ``code`` preset, into
+which the released weights load. No entry that timm already has is touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from torch import nn
+
+from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.sequence import timm_cfg
+from hybridmap.backbones.vit import ViT
+from hybridmap.config import override
+from hybridmap.errors import UserError
+
+Preset = Literal["code", "paper"]
+
+
+def _hybridnet(depth: int, dim: int, heads: int, registers: int, reduce: int, ratio: float = 2.0) -> HybridNet.Config:
+    return HybridNet.Config(
+        layout="MMMT" * (depth // 3),
+        embed_dim=dim,
+        num_heads=heads,
+        num_registers=registers,
+        cls_reduce=reduce,
+        transformer_mlp_ratio=ratio,
+    )
+
+
+def _mambar(depth: int, dim: int, registers: int, reduce: int) -> HybridNet.Config:
+    return HybridNet.Config(layout="M" * depth, embed_dim=dim, num_registers=registers, cls_reduce=reduce)
+
+
+def _mae(depth: int, dim: int, heads: int, patch: int = 16) -> ViT.Config:
+    return ViT.Config(depth=depth, embed_dim=dim, num_heads=heads, patch_size=patch, pool="avg", norm_position="pooled")
+
+
+MODELS: dict[str, Backbone.Config] = {
+    # yunzeliu/MAP:models_mamba.py @ f3bcdff; 16 heads in L, since the released 12 do not divide 1024
+    "hybridnet_tiny_patch16_224": _hybridnet(24, 192, 12, 12, 1),
+    "hybridnet_small_patch16_224": _hybridnet(24, 384, 12, 12, 2),
+    "hybridnet_base_patch16_224": _hybridnet(24, 768, 12, 12, 4),
+    "hybridnet_large_patch16_224": _hybridnet(48, 1024, 16, 16, 8),
+    "hybridnet_huge_patch16_224": _hybridnet(36, 1536, 12, 16, 8),
+    # arXiv:2410.00871, Table 8: 128M and 443M
+    "hybridnet_base_paper_patch16_224": _hybridnet(24, 768, 12, 12, 4, ratio=1.0),
+    "hybridnet_large_paper_patch16_224": _hybridnet(48, 1024, 16, 16, 8, ratio=1.0),
+    # wangf3014/Mamba-Reg:models_mamba.py @ 0f7c2da
+    "mambar_tiny_patch16_224": _mambar(24, 192, 12, 1),
+    "mambar_small_patch16_224": _mambar(24, 384, 12, 2),
+    "mambar_base_patch16_224": _mambar(24, 768, 12, 4),
+    "mambar_large_patch16_224": _mambar(48, 1024, 16, 8),
+    # facebookresearch/mae:models_vit.py @ efb2a80, read out as its fine-tuning does (small: DeiT's shape)
+    "mae_vit_small_patch16_224": _mae(12, 384, 6),
+    "mae_vit_base_patch16_224": _mae(12, 768, 12),
+    "mae_vit_large_patch16_224": _mae(24, 1024, 16),
+    "mae_vit_huge_patch14_224": _mae(32, 1280, 16, patch=14),
+    # facebookresearch/deit @ 7e160fe: class token after the norm
+    "mae_deit_tiny_patch16_224": ViT.Config(embed_dim=192, num_heads=3),
+    "mae_deit_small_patch16_224": ViT.Config(embed_dim=384, num_heads=6),
+    "mae_deit_base_patch16_224": ViT.Config(embed_dim=768, num_heads=12),
+}
+
+ALIASES: dict[str, str] = {
+    name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name
+}
+"""The official names of the released code."""
+
+
+def find(name: str, preset: Preset = "code") -> Backbone.Config:
+    """The configuration behind a model name or alias.
+
+    Raises:
+        UserError: for an unknown name (with the nearest known ones) or preset.
+    """
+    name = ALIASES.get(name, name)
+    if preset not in ("code", "paper"):
+        raise UserError(f"preset must be code or paper, got {preset!r}")
+    if preset == "paper":
+        name = name.replace("_patch16", "_paper_patch16") if name.replace("_patch16", "_paper_patch16") in MODELS else name
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, 3) or sorted(MODELS)[:3]
+        raise UserError(f"there is no model {name!r}; did you mean {', '.join(close)}?")
+    return MODELS[name]
+
+
+def create_backbone(name: str, *, preset: Preset = "code", **changes: Any) -> Backbone:
+    """A named backbone with some fields of its Config changed: ``create_backbone("map_tiny_patch16_224", num_classes=10)``."""
+    return override(find(name, preset), changes).build()
+
+
+def _entry_point(name: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, preset: Preset = "code", **kwargs: Any) -> nn.Module:
+        if pretrained and not (kwargs.get("pretrained_cfg_overlay") or kwargs.get("pretrained_cfg")):
+            raise UserError(
+                f"no weights of {name} can be downloaded; build it with pretrained=False, convert an official file with "
+                "hybridmap convert and load it by load_state_dict()"
+            )
+        if "drop_path_rate" in kwargs:
+            kwargs["drop_path"] = kwargs.pop("drop_path_rate")
+        getter = {"out_indices": 3, "feature_cls": "getter"}
+        return build_model_with_cfg(partial(_build, find(name, preset)), name, pretrained, feature_cfg=getter, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"{name}, as described in {__name__}.MODELS."
+    return create
+
+
+def _build(config: Backbone.Config, **kwargs: Any) -> Backbone:
+    return override(config, kwargs).build()
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: timm_cfg(MODELS[ALIASES.get(name, name)], crop_pct=1.0 if name.startswith("mambar") else 0.875)
+        for name in (*MODELS, *ALIASES)
+    }
+)
+
+for _name in (*MODELS, *ALIASES):
+    if not is_model(_name):
+        setattr(sys.modules[__name__], _name, register_model(_entry_point(_name)))

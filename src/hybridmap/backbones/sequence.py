@@ -1,0 +1,287 @@
+"""Backbones whose layers all work on one sequence of patches of one size (HybridNet, Mamba-R, ViT): what they share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.patch_embed import PatchEmbed
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from hybridmap.backbones.base import Backbone, Head
+from hybridmap.errors import UserError
+from hybridmap.layers.block import Stack
+from hybridmap.layers.decay import no_decay
+from hybridmap.layers.norm import AddNorm
+from hybridmap.layers.pos_embed import resample
+from hybridmap.tokens.images import partition
+from hybridmap.tokens.select import put
+from hybridmap.types import Features, Patches
+
+
+class SequenceBackbone(Backbone):
+    """Abstract. ``partition -> embed -> prefix -> layers -> norm``, and timm's contract on top.
+
+    A concrete class calls :meth:`__init__`, then sets ``layers``, ``norm`` and ``head`` and implements the three hooks for its
+    prefix tokens and its read-out.
+    """
+
+    layers: Stack
+    norm: AddNorm
+    head: Head
+    scan: str = "row"
+    """Order in which the patches are scanned, ``row`` or ``column``."""
+    norm_tokens: bool = True
+    """Whether ``norm`` acts on the tokens; otherwise it acts after pooling."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        check_size(config.img_size, config.patch_size)
+        self.embed_dim = self.num_features = config.embed_dim
+        self.num_classes = config.num_classes
+        self.patch_embed = PatchEmbed(
+            sides(config.img_size), config.patch_size, config.in_chans, config.embed_dim, strict_img_size=False
+        )
+        rows, columns = self.grid
+        self.pos_embed = no_decay(nn.Parameter(torch.zeros(1, rows * columns, config.embed_dim)))
+        self.pretrained_cfg = self.default_cfg = timm_cfg(config)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the stored positions."""
+        rows, columns = self.patch_embed.grid_size  # pyright: ignore[reportGeneralTypeIssues]
+        return rows, columns
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """One entry per layer, as timm's feature extraction reads it."""
+        reduction = self.config.patch_size
+        return [{"num_chs": self.embed_dim, "reduction": reduction, "module": f"layers.{s}"} for s in range(len(self.layers))]
+
+    # From inputs to features
+
+    def partition(self, inputs: Float[Tensor, "B C height width"]) -> Patches:
+        """Cut images into patches, in the order of ``scan``.
+
+        Raises:
+            UserError: if the size is no multiple of the patch, or the number of channels is not the network's.
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != self.config.in_chans:
+            expected = f"(batch, {self.config.in_chans}, height, width)"
+            raise UserError(f"expected images of shape {expected}, got {tuple(inputs.shape)}; try in_chans or another input")
+        check_size(tuple(inputs.shape[-2:]), self.config.patch_size)
+        return partition(inputs, self.config.patch_size, self.scan)
+
+    def embed(self, patches: Patches) -> Float[Tensor, "B N D"]:
+        """Linear map of each patch's content (the weight of ``patch_embed``) plus its position, resampled to the grid."""
+        proj = self.patch_embed.proj
+        weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, p p C): the channel fastest, as in content
+        table = resample(self.pos_embed, self.grid, patches.grid or self.grid)
+        return F.linear(patches.content, weight, proj.bias) + F.embedding(patches.source, table[0])
+
+    @abstractmethod
+    def insert_prefix(self, tokens: Float[Tensor, "B V D"], prefix: bool) -> tuple[Float[Tensor, "B L D"], bool]:
+        """The sequence that the layers see, and whether it holds prefix tokens."""
+
+    @abstractmethod
+    def split_prefix(self, sequence: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
+        """(prefix tokens, patches) of a sequence with prefix tokens."""
+
+    @abstractmethod
+    def read_out(self, prefix: Float[Tensor, "B R D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B n D"]:
+        """The tokens that the head is given."""
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "B V D"],
+        coords: Float[Tensor, "B V A"],
+        *,
+        prefix: bool = False,
+        causal: bool = False,
+        taps: Collection[int] = (),
+        grid: tuple[int, ...] | None = None,
+    ) -> Features:
+        sequence, has_prefix = self.insert_prefix(tokens, prefix)
+        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps)
+        out = self.layers.finish(branch, stream, self.norm if self.norm_tokens else None)
+        registers, encoded = self.split_prefix(out) if has_prefix else (out[:, :0], out)
+        return Features(patches=encoded, prefix=registers, taps=tapped)
+
+    def forward_features(self, x: Float[Tensor, "B C height width"]) -> Float[Tensor, "B L D"]:
+        """Tokens after the final norm: prefix tokens first, then the patches row by row, whatever the scan order."""
+        patches = self.partition(x)
+        features = self.encode_visible(patches, None, prefix=True)
+        return torch.cat([features.prefix, self._raster(features.patches, patches)], dim=1)
+
+    def forward_head(self, x: Float[Tensor, "B L D"], pre_logits: bool = False) -> Tensor:
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        return self.head(self.read_out(prefix, patches), pre_logits)
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "B C height width"],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any:
+        """Outputs of single layers, as timm's models give them: (final features, [layer outputs]).
+
+        A layer's output is the full sum (stream plus branch) behind it, so that with ``norm`` the last one equals
+        :meth:`forward_features`. ``indices``: the last n layers if an int, these layers if a sequence, all if None. ``NCHW``
+        gives maps (B, D, rows, columns), ``NLC`` tokens (B, N, D), both without prefix tokens; ``return_prefix_tokens`` pairs
+        each with them.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UserError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
+        wanted = list(indices) if isinstance(indices, Sequence) else indices
+        take_indices, last = feature_take_indices(len(self.layers), wanted)
+        patches = self.partition(x)
+        sequence, _ = self.insert_prefix(self.embed(patches), True)
+        stop = last + 1 if stop_early else None
+        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop)
+
+        def tokens(branch: Tensor, stream: Tensor | None, norm: AddNorm | None) -> tuple[Tensor, Tensor]:
+            """(prefix, patches row by row) of the sum."""
+            total = self.layers.finish(branch, stream, norm)
+            prefix, encoded = self.split_prefix(total) if self.num_prefix_tokens else (total[:, :0], total)
+            return prefix, self._raster(encoded, patches)
+
+        def shaped(encoded: Tensor) -> Tensor:
+            return encoded.transpose(1, 2).unflatten(2, patches.grid or self.grid) if output_fmt == "NCHW" else encoded
+
+        split = [tokens(taps[s].branch, taps[s].stream, self.norm if norm else None) for s in take_indices]
+        outputs = [shaped(encoded).contiguous() for _, encoded in split]
+        prefixes = [prefix for prefix, _ in split]
+        paired = return_prefix_tokens and self.num_prefix_tokens > 0
+        intermediates = list(zip(outputs, prefixes, strict=True)) if paired else outputs
+        if intermediates_only and not output_dict:
+            return intermediates
+        result: dict[str, Any] = {"image_intermediates": outputs}
+        if paired:
+            result["image_intermediates_prefix"] = prefixes
+        if not intermediates_only:
+            final = torch.cat(tokens(branch, stream, self.norm if self.norm_tokens else None), dim=1)
+            result["image_features"] = final
+            if not output_dict:
+                return final, intermediates
+        return result
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the layer outputs ``indices`` do not need; returns their numbers. Used by timm's ``features_only``."""
+        take_indices, last = feature_take_indices(len(self.layers), list(indices) if isinstance(indices, Sequence) else indices)
+        self.layers.truncate(last + 1)
+        if prune_norm:
+            self.norm_tokens = False
+            self.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+        if prune_head:
+            self.head = Head(self.embed_dim, 0)
+        return take_indices
+
+    def _raster(self, encoded: Float[Tensor, "B N D"], patches: Patches) -> Float[Tensor, "B N D"]:
+        """Patches in scan order -> row by row."""
+        return encoded if self.scan == "row" else put(encoded, patches.source, encoded)
+
+    # The rest of timm's contract
+
+    def layer_ids(self) -> dict[str, int]:
+        last = len(self.layers) + 1
+
+        def depth(name: str) -> int:
+            top, _, rest = name.partition(".")
+            if top == "layers":
+                return int(rest.partition(".")[0]) + 1
+            return last if top in ("norm", "head") else 0
+
+        return {name: depth(name) for name, _ in self.named_parameters()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Input side, layers (one group each, or all in one if ``coarse``); norm and head match nothing and come last."""
+        stem = r"^(patch_embed|pos_embed|cls_token|cls_pos|registers)"
+        return {"stem": stem, "blocks": r"^layers" if coarse else [(r"^layers\.(\d+)", None)]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.layers.checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for ``num_classes`` (0 = none); the read-out is part of the architecture and cannot change."""
+        if global_pool not in (None, ""):
+            raise UserError(f"{type(self).__name__} has no pooling {global_pool!r}; leave global_pool out")
+        self.num_classes = num_classes
+        self.config = replace(self.config, num_classes=num_classes)
+        self.head.reset(num_classes)
+        self.init_linear(self.head.fc)
+
+    @abstractmethod
+    def init_linear(self, module: nn.Module) -> None:
+        """Initialise ``module`` as the family initialises the linear maps outside its mixers, if it is one."""
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Change the stored grid, and the patch; positions and the patch weights are resampled.
+
+        Raises:
+            UserError: if the size is no multiple of the patch, or patches are not square.
+        """
+        patch = sides(patch_size or self.config.patch_size)
+        if patch[0] != patch[1]:
+            raise UserError(f"patches are square here, got {patch[0]}x{patch[1]}; try {patch[0]}")
+        new = replace(self.config, img_size=img_size or self.config.img_size, patch_size=patch[0])
+        check_size(new.img_size, new.patch_size)
+        old_grid = self.grid
+        self.patch_embed.set_input_size(sides(new.img_size), patch)
+        table = resample(self.pos_embed.detach(), old_grid, self.grid)
+        self.pos_embed = no_decay(nn.Parameter(table.clone(), requires_grad=self.pos_embed.requires_grad))
+        self.config = new
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from one number for both, or from two."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def check_size(img_size: int | Sequence[int], patch_size: int) -> None:
+    """Refuse sizes (in pixels) that do not divide into patches.
+
+    Raises:
+        UserError: naming a size that does.
+    """
+    height, width = sides(img_size)
+    if min(height, width) < patch_size or height % patch_size or width % patch_size:
+        near = [max(patch_size, side // patch_size * patch_size) for side in (height, width)]
+        raise UserError(
+            f"the image size must be a multiple of the patch size {patch_size}, got {height}x{width}; try {near[0]}x{near[1]}"
+        )
+
+
+def timm_cfg(config: Backbone.Config, **changes: Any) -> dict[str, Any]:
+    """What timm's data pipeline wants to know about a network."""
+    return {
+        "url": "",
+        "num_classes": config.num_classes,
+        "input_size": (config.in_chans, *sides(config.img_size)),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.fc",
+    } | changes

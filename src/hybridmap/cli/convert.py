@@ -1,0 +1,42 @@
+"""``hybridmap convert OFFICIAL_FILE -o FILE``: weights of the official implementations in our names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from hybridmap.cli.flags import Common, parse
+from hybridmap.convert import load_checkpoint
+from hybridmap.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """Files of MAP, Mamba-R, MAE and its ViTs are recognised by what they hold; nothing in them is run."""
+
+    file: tyro.conf.Positional[str]
+    """A file of torch.save, or safetensors with the official names."""
+    output: Annotated[str, tyro.conf.arg(name="output", aliases=["-o"])]
+    """The safetensors file to write."""
+    ema: bool = False
+    """Take the moving average of the weights, where the file holds one."""
+    num_heads: int | None = None
+    """Heads of the Transformer layers where they are not those of the released sizes; no shape tells them."""
+    keep_untrained: bool = False
+    """Also keep what the released pretraining saves but never trains."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert, and account for every tensor of the file."""
+    options = parse(Options, arguments, "convert", "Weights of the official implementations in our names.")
+    if not options.output.endswith(".safetensors"):
+        raise UserError(f"-o must end in .safetensors, got {options.output}")
+    loaded = load_checkpoint(options.file, ema=options.ema, num_heads=options.num_heads, keep_untrained=options.keep_untrained)
+    from hybridmap.convert.ours import write_ours
+
+    write_ours(loaded, options.output)
+    print(f"{options.file} is of {loaded.family}: {loaded.report}")
+    return 0

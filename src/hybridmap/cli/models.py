@@ -1,0 +1,55 @@
+"""``hybridmap models [GLOB]``: the backbones that ``timm.create_model`` knows after ``import hybridmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+import tyro
+from rich.table import Table
+
+from hybridmap.backbones.names import ALIASES, MODELS
+from hybridmap.cli.flags import Common, closest, parse
+from hybridmap.cli.output import console
+from hybridmap.errors import UserError
+
+SOURCES = {
+    "hybridnet_": "MAP, arXiv:2410.00871",
+    "mambar_": "Mamba-R, arXiv:2405.14858",
+    "mae_vit_": "MAE, arXiv:2111.06377",
+    "mae_deit_": "DeiT, arXiv:2012.12877",
+}
+"""Beginning of a name -> where the architecture was published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    pattern: tyro.conf.Positional[str] = "*"
+    """Show the names that match, such as 'hybridnet_*'."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print name, parameters (with a head for 1000 classes), layout and source of each model."""
+    options = parse(Options, arguments, "models", "Names, parameters and sources of the backbones.")
+    names = [name for name in (*MODELS, *ALIASES) if fnmatch(name, options.pattern)]
+    if not names:
+        raise UserError(
+            f"no model matches {options.pattern!r}; {closest(options.pattern, (*MODELS, *ALIASES), 'hybridmap models')}"
+        )
+    table = Table("name", "parameters", "width", "layers", "source", box=None, pad_edge=False)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for name in names:
+        config = MODELS[ALIASES.get(name, name)]
+        if name in ALIASES:
+            table.add_row(name, "", "", "", f"= {ALIASES[name]}")
+            continue
+        with torch.device("meta"):
+            backbone = config.build()
+        count = sum(parameter.numel() for parameter in backbone.parameters())
+        source = next(words for start, words in SOURCES.items() if name.startswith(start))
+        table.add_row(name, f"{count / 1e6:.1f} M", str(config.embed_dim), str(len(backbone.feature_info)), source)
+    console().print(table)
+    return 0

@@ -1,0 +1,160 @@
+"""Real images without a download: crops of the photographs and textures that ship inside scikit-image and scikit-learn.
+
+    left half of each picture ─> training crops          right half ─> test crops          label = which picture
+
+The question is honest because no pixel is in both sets, crops are grey (colour would give the answer away) and each has mean 0
+and variance 1 (so would brightness). Nearest neighbours on raw pixels are right about one time in five. The pictures are found
+beside the installed packages and read as files; the packages are not imported and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hybridmap.data.base import Dataset, Sample, Samples
+from hybridmap.errors import UserError
+from hybridmap.hashing import uniform
+
+SOURCES = (
+    "skimage/data/astronaut.png",
+    "skimage/data/brick.png",
+    "skimage/data/camera.png",
+    "skimage/data/cell.png",
+    "skimage/data/chelsea.png",
+    "skimage/data/clock_motion.png",
+    "skimage/data/coffee.png",
+    "skimage/data/coins.png",
+    "skimage/data/grass.png",
+    "skimage/data/gravel.png",
+    "skimage/data/hubble_deep_field.jpg",
+    "skimage/data/ihc.png",
+    "skimage/data/moon.png",
+    "skimage/data/motorcycle_left.png",
+    "skimage/data/retina.jpg",
+    "skimage/data/rocket.jpg",
+    "sklearn/datasets/images/china.jpg",
+    "sklearn/datasets/images/flower.jpg",
+)
+"""Photographs and textures, below the folder where packages are; drawings, pages of text and test patterns are left out."""
+
+_STREAM = 0x63726F70
+"""The hash stream that places the crops."""
+_FLAT = 2.0
+"""Standard deviation, in grey levels of 255, below which a crop counts as empty and is not amplified to full contrast."""
+
+
+def bundled_files() -> tuple[Path, ...]:
+    """The picture files, sorted by name.
+
+    Raises:
+        UserError: if a package or a picture of it is missing.
+    """
+    found = []
+    for source in SOURCES:
+        package, _, below = source.partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise UserError(
+                f"the bundled photographs need the package {package}, which is missing; pip install hybridmap[demo]"
+            )
+        found.append(Path(spec.origin).parent / below)
+    for path in found:
+        if not path.is_file():
+            raise UserError(f"the bundled photograph {path} is missing; pip install --force-reinstall hybridmap[demo]")
+    return tuple(sorted(found, key=lambda path: path.name))
+
+
+@cache
+def _grey_pictures() -> dict[str, Float[Tensor, "H W"]]:
+    """Name -> grey picture in [0, 255], decoded once per process."""
+    from PIL import Image
+
+    pictures = {}
+    for path in bundled_files():
+        with Image.open(path) as image:
+            pictures[path.stem] = torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32).copy())
+    return pictures
+
+
+class BundledPhotos(Dataset):
+    """About 18 pictures, cut in halves; ``per_source`` crops of each half, every crop's place and scale decided by its key."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Dataset.Config):
+        size: int | tuple[int, int] = 64
+        """Height and width of the crops, in pixels; one number for a square."""
+        split: Literal["train", "test"] = "train"
+        """The left halves of the pictures, or the right halves."""
+        per_source: int = 256
+        """Crops of each picture in one pass through the set."""
+        scale: tuple[float, float] = (64.0, 160.0)
+        """Smallest and largest height of the square that is cut out, in pixels of the picture; drawn evenly on a log scale."""
+        flip: bool = False
+        """Mirror half of the crops left to right."""
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+        """Where zero lies when a crop is shown; the crops themselves are normalised one by one."""
+        std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+        """The grey that one unit stands for when a crop is shown."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.per_source < 1:
+                raise UserError(f"data.per_source must be at least 1, got {self.per_source}")
+            if not 1 <= self.scale[0] <= self.scale[1]:
+                raise UserError(f"data.scale must be two heights in pixels with 1 <= low <= high, got {self.scale}")
+
+    config: BundledPhotos.Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._halves: dict[str, Tensor] = {}
+        for name, picture in _grey_pictures().items():
+            middle = picture.shape[1] // 2
+            self._halves[name] = picture[:, :middle] if config.split == "train" else picture[:, picture.shape[1] - middle :]
+        self.classes = tuple(self._halves)
+
+    def __len__(self) -> int:
+        return self.config.per_source * len(self._halves)
+
+    def sample(self, index: int, key: int) -> Sample:
+        one = self.samples([index], [key])
+        return Sample(image=one.images[0], label=int(one.labels[0]), path=one.paths[0])
+
+    def samples(self, indices: Sequence[int], keys: Sequence[int], *, substitute: bool = True) -> Samples:
+        """A batch of crops (B, 3, height, width), float32, each of mean 0 and variance 1. Nothing here can be unreadable."""
+        names, config = tuple(self._halves), self.config
+        height, width = config.image_size
+        key_tensor = torch.tensor(keys, dtype=torch.int64)
+        draws = uniform(key_tensor, 4, _STREAM).tolist()  # per crop: size, row, column, flip
+        labels = [index // config.per_source for index in indices]
+        crops = torch.empty(len(labels), 1, height, width)
+        paths = []
+        low, high = config.scale
+        for slot, label, (u_size, u_row, u_column, u_flip) in zip(crops, labels, draws, strict=True):
+            half = self._halves[names[label]]
+            rows = min(low * (high / low) ** u_size, half.shape[0], half.shape[1] * height / width)
+            h, w = max(1, int(rows)), max(1, int(rows * width / height))
+            top, left = int((half.shape[0] - h + 1) * u_row), int((half.shape[1] - w + 1) * u_column)
+            window = half[None, None, top : top + h, left : left + w]
+            crop = F.interpolate(window, (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
+            slot.copy_(crop.flip(-1) if config.flip and u_flip < 0.5 else crop)
+            paths.append(f"{names[label]}[{config.split}] {h}x{w}+{top}+{left}")
+        crops.sub_(crops.mean(dim=(2, 3), keepdim=True))
+        crops.div_(crops.square().mean(dim=(2, 3), keepdim=True).sqrt_().clamp_min(_FLAT))
+        return Samples(
+            images=crops.expand(-1, 3, -1, -1).contiguous(), labels=torch.tensor(labels), paths=tuple(paths), keys=key_tensor
+        )
+
+    def describe(self) -> str:
+        return "the bundled photographs"

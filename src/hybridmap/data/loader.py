@@ -1,0 +1,287 @@
+"""The order of samples as a function, and the batches that follow from it.
+
+    position p = step * G + micro * G/A + rank * G/(A W) + i            G global batch, A micro-steps, W processes, i sample
+    epoch = p // len        index = permutation(seed, epoch)[p % len]        key = hash(seed, epoch, p % len)
+
+An endless stream of positions: epochs follow each other without a gap, and no batch is cut short. Since everything follows from
+the position, a loader has no state to save: it continues at ``start_step``, and any split into processes, micro-steps and
+workers sees the same samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from hybridmap.data.base import Dataset, Samples
+from hybridmap.data.image_transforms import normalise
+from hybridmap.errors import UserError
+from hybridmap.hashing import hash_ints
+from hybridmap.types import Batch
+
+log = logging.getLogger("hybridmap.data")
+
+_TOO_MANY = 0.01
+"""Part of the images that may be unreadable before the log warns."""
+_JUDGED_AFTER = 1000
+"""Images seen (or one epoch, if that is less) before that part is judged."""
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]:
+    """The order in which ``epoch`` visits the data set."""
+    generator = np.random.Generator(np.random.Philox(key=hash_ints(seed, epoch, length) & ((1 << 64) - 1)))
+    return generator.permutation(length)
+
+
+class _Requests:
+    """The micro-batches of one process in order, each as (indices, keys, substitute): what the workers are asked for."""
+
+    def __init__(self, length: int, seed: int, starts: range, micro: int, stride: int, count: int) -> None:
+        self.length, self.seed, self.starts, self.micro, self.stride, self.count = length, seed, starts, micro, stride, count
+
+    def __iter__(self) -> Iterator[tuple[list[int], list[int], bool]]:
+        for start in self.starts:
+            for first in range(start, start + self.stride * self.count, self.stride):
+                indices, keys = [], []
+                for position in range(first, first + self.micro):
+                    epoch, place = divmod(position, self.length)
+                    indices.append(int(permutation(self.seed, epoch, self.length)[place]))
+                    keys.append(hash_ints(self.seed, epoch, place))
+                yield indices, keys, True
+
+    def __len__(self) -> int:
+        return len(self.starts) * self.count
+
+
+class _Worker(TorchDataset):
+    """Answers a request with a batch. A user's mistake travels back as a value: torch would wrap it in a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: tuple[list[int], list[int], bool]) -> Samples | UserError:
+        indices, keys, substitute = request
+        try:
+            return self.dataset.samples(indices, keys, substitute=substitute)
+        except UserError as error:
+            return error
+
+
+def _whole(samples: Any) -> Any:
+    """A request is a whole batch already; there is nothing to collate."""
+    return samples
+
+
+def _start_worker(number: int) -> None:
+    """Leave Ctrl-C, and the first SIGTERM sent to the whole group, to the training process: it saves before it goes."""
+
+    def first_time(received: int, frame: Any) -> None:
+        signal.signal(received, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first_time)
+
+
+def _serve(dataset: Dataset, requests: Any, workers: int, device: torch.device) -> Iterator[Samples]:
+    """The answers to ``requests``, in order, prepared by ``workers`` processes (0: by this one)."""
+    served = DataLoader(
+        _Worker(dataset),
+        sampler=requests,
+        batch_size=None,
+        collate_fn=_whole,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context=_context() if workers else None,
+        # Of its own, so that the global generator is left alone.
+        generator=torch.Generator(),
+    )
+    with warnings.catch_warnings():
+        # Python 3.12 warns of every fork beside threads; the workers use one thread and no device.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        answers = iter(served)
+    for samples in answers:
+        if isinstance(samples, UserError):
+            raise samples
+        yield samples
+
+
+def _context() -> str:
+    """Forking is quick, but not safe once CUDA runs in the parent."""
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    return "fork" if can_fork and not torch.cuda.is_initialized() else "spawn"
+
+
+class Loader:
+    """Training batches, step by step, from ``start_step`` to ``steps``.
+
+        for micro_batches in loader:            # one optimiser step
+            for batch in micro_batches: ...     # ``accumulate`` batches, normalised, on the device
+
+    Attributes:
+        dataset: the data set.
+        skipped: files that could not be read so far, path -> reason.
+        wait_s: seconds that the last step (so far) spent waiting for its batches.
+    """
+
+    def __init__(
+        self,
+        config: Dataset.Config,
+        *,
+        batch_size: int,
+        steps: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+    ) -> None:
+        """Open the data.
+
+        Args:
+            config: what to load.
+            batch_size: samples per optimiser step, over all processes and micro-steps.
+            steps: number of optimiser steps of the whole run.
+            accumulate: micro-steps per optimiser step.
+            rank, world: this process and the number of processes.
+            seed: decides order and crops.
+            start_step: the first step to deliver; a continued run says where it stands.
+            device: where batches are wanted.
+            workers: overrides ``config.workers``.
+
+        Raises:
+            UserError: if the batch cannot be divided evenly, or the data cannot be opened.
+        """
+        if batch_size < 1 or batch_size % (accumulate * world):
+            raise UserError(
+                f"train.batch_size must be a multiple of processes x accumulate = {world} x {accumulate}, got {batch_size}"
+            )
+        self.dataset: Dataset = config.build()
+        self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
+        self.seed, self.start_step, self.steps = seed, start_step, steps
+        self.device = torch.device(device)
+        self.workers = config.workers if workers is None else workers
+        self.skipped: dict[str, str] = {}
+        self.wait_s = 0.0
+        self._seen = 0
+        self._warned = False
+
+    def __len__(self) -> int:
+        """Optimiser steps that an iteration delivers."""
+        return max(0, self.steps - self.start_step)
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        served = _serve(self.dataset, self._requests(), self.workers, self.device)
+        try:
+            for step in range(self.start_step, self.steps):
+                self.wait_s = 0.0
+                micro_batches = self._micro_batches(served, hash_ints(self.seed, step))
+                yield micro_batches
+                # Whoever leaves a step early finds the next one in its place all the same.
+                for _ in micro_batches:
+                    pass
+        finally:
+            served.close()  # type: ignore[attr-defined]
+            self._judge(final=True)
+
+    def _requests(self) -> _Requests:
+        micro = self.batch_size // (self.accumulate * self.world)
+        offset = self.rank * micro
+        starts = range(self.start_step * self.batch_size + offset, self.steps * self.batch_size + offset, self.batch_size)
+        return _Requests(len(self.dataset), self.seed, starts, micro, self.batch_size // self.accumulate, self.accumulate)
+
+    def _micro_batches(self, served: Iterator[Samples], step_key: int) -> Iterator[Batch]:
+        for _ in range(self.accumulate):
+            began = time.perf_counter()
+            samples = next(served)
+            batch = self._batch(samples, step_key)
+            self.wait_s += time.perf_counter() - began
+            self._count(samples)
+            yield batch
+
+    def _batch(self, samples: Samples, step_key: int) -> Batch:
+        config = self.dataset.config
+        images = samples.images.to(self.device, non_blocking=True)
+        labels = samples.labels.to(self.device, non_blocking=True) if self.dataset.classes else None
+        return Batch(
+            inputs=normalise(images, config.mean, config.std),
+            key=samples.keys.to(self.device, non_blocking=True),
+            step_key=step_key,
+            labels=labels,
+        )
+
+    def _count(self, samples: Samples) -> None:
+        self._seen += len(samples.paths) * self.world
+        for path, reason in samples.skipped.items():
+            if path not in self.skipped:
+                self.skipped[path] = reason
+                log.warning("cannot read %s (%s); another image stands in for it", path, reason)
+        self._judge(final=False)
+
+    def _judge(self, *, final: bool) -> None:
+        """Warn, once, if more than one image in a hundred could not be read."""
+        if self._seen < min(len(self.dataset), _JUDGED_AFTER) and not final:
+            return
+        if self.too_many_skipped and not self._warned:
+            self._warned = True
+            seen = min(self._seen, len(self.dataset))
+            log.warning(
+                "%d of about %d images could not be read, more than 1 %%; is the folder damaged?", len(self.skipped), seen
+            )
+
+    @property
+    def too_many_skipped(self) -> bool:
+        """Whether more than 1 % of the images seen so far could not be read."""
+        return len(self.skipped) > _TOO_MANY * min(self._seen, len(self.dataset))
+
+
+def each(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    seed: int = 0,
+    skipped: dict[str, str] | None = None,
+) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B"], tuple[str, ...]]]:
+    """One pass in order, for evaluation: (normalised inputs, labels, paths), every readable image once.
+
+    Random crops are drawn from the same key each time, so that two passes see the same images. The last batch may be smaller.
+    What cannot be read is left out, logged, and added to ``skipped`` (path -> reason) where that is given.
+
+    Raises:
+        UserError: if no image can be read, or if one cannot and ``on_error`` is "fail".
+    """
+    device = torch.device(device)
+    batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    requests = [(list(indices), [hash_ints(seed, i) for i in indices], False) for indices in batches]
+    skipped = {} if skipped is None else skipped
+    delivered = 0
+    for samples in _serve(dataset, requests, dataset.config.workers if workers is None else workers, device):
+        for path, reason in samples.skipped.items():
+            log.warning("cannot read %s (%s); it is left out", path, reason)
+        skipped |= samples.skipped
+        if samples.paths:
+            delivered += len(samples.paths)
+            images = normalise(samples.images.to(device, non_blocking=True), dataset.config.mean, dataset.config.std)
+            yield images, samples.labels.to(device, non_blocking=True), samples.paths
+    if not delivered:
+        path, reason = next(iter(skipped.items()))
+        raise UserError(f"none of the {len(dataset)} images can be read; the first of them is {path}: {reason}")

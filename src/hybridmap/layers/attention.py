@@ -1,0 +1,63 @@
+"""Softmax attention by ``scaled_dot_product_attention``: among the tokens of one sequence, or from queries to other tokens."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hybridmap.errors import UserError
+
+
+def head_width(dim: int, num_heads: int) -> int:
+    """``dim / num_heads``.
+
+    Raises:
+        UserError: if the heads do not divide the width.
+    """
+    if num_heads < 1 or dim % num_heads:
+        near = sorted((n for n in range(1, dim + 1) if dim % n == 0), key=lambda n: abs(n - num_heads))[:3]
+        choices = ", ".join(map(str, sorted(near)))
+        raise UserError(f"the width {dim} must be divisible by the number of heads, got num_heads={num_heads}; try {choices}")
+    return dim // num_heads
+
+
+class Attention(nn.Module):
+    """``proj(softmax(q k^T / sqrt(head width)) v)`` with q, k and v from one linear map ``qkv`` (rows in the order q, k, v)."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = num_heads, head_width(dim, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], allowed: Bool[Tensor, "..."] | None = None, causal: bool = False
+    ) -> Float[Tensor, "B L D"]:
+        """``allowed`` broadcasts to (B, heads, L, L), True = query (row) may look at key (column); ``causal`` allows keys up to
+        the query's own position."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_width))  # (B, L, 3, H, D/H)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, D/H)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of ``queries`` to ``memory``, which have separate linear maps ``q`` and ``kv`` (rows in the order k, v)."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.head_width = num_heads, head_width(dim, num_heads)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, queries: Float[Tensor, "B Q D"], memory: Float[Tensor, "B K D"], allowed: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """``allowed`` broadcasts to (B, heads, Q, K), True = query (row) may look at key (column)."""
+        q = self.q(queries).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)  # (B, H, Q, D/H)
+        kv = self.kv(memory).unflatten(-1, (2, self.num_heads, self.head_width))  # (B, K, 2, H, D/H)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, K, D/H)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.proj(out.transpose(1, 2).flatten(2))

@@ -1,0 +1,289 @@
+"""The Mamba (S6) mixer, in one direction or two.
+
+    u ──in_proj──┬─ x ─ conv ─ SiLU ─ c ─┬────────────────────┐
+                 │                       └─ x_proj ─ δ, B, C ─ scan ─ y ─ · SiLU(z) ─ out_proj ──▶
+                 └─ z ─────────────────────────────────────────────────────┘
+
+    Δ_t = softplus(W_dt δ_t + b_dt)          h_t = exp(Δ_t ⊗ A) ∘ h_{t-1} + (Δ_t ∘ c_t) ⊗ B_t          A = -exp(A_log)
+    y_t = h_t · C_t + D ∘ c_t                g_t = y_t ∘ SiLU(z_t)
+
+A backward direction walks the same memory from the last token (``reverse=True``), with an anti-causal convolution; nothing is
+flipped. Everything between the linear maps is in ``hybridmap.ops``, whose scan keeps state, exponentials and sums in at least
+float32. The bias of ``dt_proj`` is not added by the linear map but inside the scan.
+Source: Mamba (arXiv:2312.00752), Vision Mamba (arXiv:2401.09417); semantics of state-spaces/mamba v1.1.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridmap import ops
+from hybridmap.errors import UserError
+from hybridmap.layers.decay import state_parameter
+
+Variant = Literal["uni", "v1", "v2", "biscan"]
+ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it already is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def convolve(x: Float[Tensor, "B L E"], conv: nn.Conv1d, *, reverse: bool = False) -> Float[Tensor, "B L E"]:
+    """c: the causal (or, reversed, anti-causal) depthwise convolution with SiLU."""
+    bias = None if conv.bias is None else at_least_float32(conv.bias)
+    return ops.causal_conv1d(x, at_least_float32(conv.weight).squeeze(1), bias, silu=True, reverse=reverse)
+
+
+def scan_inputs(
+    c: Float[Tensor, "B L E"],
+    x_proj: nn.Linear,
+    dt_proj: nn.Linear,
+    A_log: Float[Tensor, "E S"],
+    D: Float[Tensor, "E"],
+) -> ScanInputs:
+    """From c to what the scan of one direction needs: (c, raw dt, A, B, C, D, bias of dt)."""
+    states = A_log.shape[1]
+    delta, B, C = x_proj(c).split([dt_proj.in_features, states, states], dim=-1)
+    dt = F.linear(delta, dt_proj.weight)
+    return c, dt, -at_least_float32(A_log).exp(), B, C, at_least_float32(D), at_least_float32(dt_proj.bias)
+
+
+def scan(inputs: ScanInputs, z: Float[Tensor, "B L E"], **options: Any) -> Any:
+    """One direction, gated: ``selective_scan`` of what :func:`scan_inputs` prepared."""
+    c, dt, A, B, C, D, bias = inputs
+    return ops.selective_scan(c, dt, A, B, C, D=D, z=z, bias=bias, **options)
+
+
+def init_A_log(inner: int, d_state: int, device: torch.device | str | None = None) -> nn.Parameter:
+    """``log(1 .. d_state)`` in every row: the real S4D initialisation."""
+    steps = torch.arange(1, d_state + 1, dtype=torch.float32, device=device).log()
+    return state_parameter(nn.Parameter(steps.repeat(inner, 1)))
+
+
+@torch.no_grad()
+def init_dt(
+    dt_proj: nn.Linear, *, low: float = 1e-3, high: float = 0.1, floor: float = 1e-4, scale: float = 1.0, constant: bool = False
+) -> None:
+    """Step sizes log-uniform in [low, high]: weights in ``±rank^-1/2 * scale``, bias the inverse softplus of the step."""
+    bound = dt_proj.in_features**-0.5 * scale
+    nn.init.constant_(dt_proj.weight, bound) if constant else nn.init.uniform_(dt_proj.weight, -bound, bound)
+    dt = torch.empty_like(dt_proj.bias).uniform_(math.log(low), math.log(high)).exp().clamp(min=floor)
+    dt_proj.bias.copy_(dt + (-torch.expm1(-dt)).log())
+
+
+class Direction(nn.Module):
+    """What one scanning direction owns; directions share only ``in_proj``, ``out_proj`` and the gate."""
+
+    def __init__(self, inner: int, *, d_state: int, d_conv: int, dt_rank: int, conv_bias: bool, reverse: bool) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.conv = nn.Conv1d(inner, inner, d_conv, groups=inner, bias=conv_bias)
+        self.x_proj = nn.Linear(inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, inner)
+        self.A_log = init_A_log(inner, d_state)
+        self.D = state_parameter(nn.Parameter(torch.ones(inner)))
+        init_dt(self.dt_proj)
+
+    def forward(self, x: Float[Tensor, "B L E"]) -> ScanInputs:
+        c = convolve(x, self.conv, reverse=self.reverse)
+        return scan_inputs(c, self.x_proj, self.dt_proj, self.A_log, self.D)
+
+
+class MambaMixer(nn.Module):
+    """Mixer of the backbones: (B, L, dim) -> (B, L, dim) along the sequence.
+
+    ``variant``, with S the equations above and rev the reversal of the sequence:
+
+    ==========  ====================================================  ==================================
+    uni         S(u; fwd)                                             one direction
+    v1          S(u; fwd) + rev(S(rev u; fwd with bwd's A))           A alone is per direction; the
+                                                                      convolution stays forward; never halved
+    v2          S(u; fwd) + rev(S(rev u; bwd)), halved if ``divide``  all but in_proj, out_proj and the gate
+    biscan      v2, always halved                                     as v2
+    ==========  ====================================================  ==================================
+
+    ``layer_scale`` multiplies the output by a learned vector that starts at this value.
+    Source: hustvl/Vim:mamba-1p1p1, wangf3014/Mamba-Reg:mamba_custom.py.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        variant: Variant = "biscan",
+        divide: bool = True,
+        conv_bias: bool = True,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if variant not in ("uni", "v1", "v2", "biscan"):
+            raise UserError(f"variant must be uni, v1, v2 or biscan, got {variant!r}")
+        inner = int(expand * dim)
+        shape: dict[str, Any] = {
+            "d_state": d_state,
+            "d_conv": d_conv,
+            "dt_rank": math.ceil(dim / 16) if dt_rank == "auto" else dt_rank,
+            "conv_bias": conv_bias,
+        }
+        self.variant = variant
+        self.scale = 0.5 if variant == "biscan" or (variant == "v2" and divide) else 1.0
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.dirs = nn.ModuleDict({"fwd": Direction(inner, reverse=False, **shape)})
+        if variant == "v1":
+            self.dirs["bwd"] = nn.ParameterDict({"A_log": init_A_log(inner, d_state)})
+        elif variant != "uni":
+            self.dirs["bwd"] = Direction(inner, reverse=True, **shape)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Those with a full set of parameters, forward first."""
+        return [direction for direction in self.dirs.values() if isinstance(direction, Direction)]
+
+    def forward(self, u: Float[Tensor, "B L D"], causal: bool = False) -> Float[Tensor, "B L D"]:
+        """``causal=True`` scans forward only, so that token t sees no later one."""
+        x, z = self.in_proj(u).chunk(2, dim=-1)  # each (B, L, E)
+        forward = self.dirs["fwd"](x)
+        if causal or self.variant == "uni":
+            y = scan(forward, z)
+        elif self.variant == "v1":
+            c, dt, _, *rest = forward
+            backward = (c, dt, -at_least_float32(self.dirs["bwd"]["A_log"]).exp(), *rest)  # pyright: ignore[reportIndexIssue]
+            y = ops.bidirectional_scan(forward, backward, z, scale=self.scale)
+        else:
+            y = ops.bidirectional_scan(forward, self.dirs["bwd"](x), z, scale=self.scale)
+        out = self.out_proj(y)
+        return out if self.gamma is None else out * self.gamma
+
+
+@dataclass
+class InferenceParams:
+    """Where decoding stands: how many tokens were seen, and each layer's (conv state, scan state) by its ``layer_idx``."""
+
+    max_seqlen: int
+    max_batch_size: int
+    seqlen_offset: int = 0
+    key_value_memory_dict: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Mamba(nn.Module):
+    """Drop-in for the widely used module ``Mamba`` (one direction): same arguments, parameter names, cache and ``step``.
+
+    ``use_fast_path`` is accepted and has no effect: every path computes the same. On which device and by which kernel is
+    decided in ``hybridmap.ops``. Source: interface of state-spaces/mamba v1.1.1, mamba_ssm/modules/mamba_simple.py.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.d_inner = int(expand * d_model)
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, **made)
+        self.conv1d = nn.Conv1d(
+            self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1, bias=conv_bias, **made
+        )
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **made)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **made)
+        init_dt(self.dt_proj, low=dt_min, high=dt_max, floor=dt_init_floor, scale=dt_scale, constant=dt_init == "constant")
+        self.A_log = init_A_log(self.d_inner, d_state, device)
+        self.D = state_parameter(nn.Parameter(torch.ones(self.d_inner, device=device)))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
+
+    def forward(
+        self, hidden_states: Float[Tensor, "B L D"], inference_params: InferenceParams | Any = None
+    ) -> Float[Tensor, "B L D"]:
+        """With ``inference_params`` the first call fills the cache (prefill) and every later one decodes a single token."""
+        cache = None
+        if inference_params is not None:
+            cache = self._cache_of(inference_params, hidden_states.shape[0])
+            if inference_params.seqlen_offset > 0:
+                return self.step(hidden_states, *cache)[0]
+        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)  # each (B, L, E)
+        inputs = self._scan_inputs(convolve(x, self.conv1d))
+        if cache is None:
+            return self.out_proj(scan(inputs, z))
+        y, last_state = scan(inputs, z, return_last_state=True)
+        with torch.no_grad():
+            conv_state, ssm_state = cache
+            conv_state.copy_(F.pad(x.transpose(1, 2), (self.d_conv - x.shape[1], 0)))
+            ssm_state.copy_(last_state)
+        return self.out_proj(y)
+
+    def step(
+        self, hidden_states: Float[Tensor, "B 1 D"], conv_state: Float[Tensor, "B E W"], ssm_state: Float[Tensor, "B E S"]
+    ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B E W"], Float[Tensor, "B E S"]]:
+        """Decode one token; both states are updated in place and returned.
+
+        Raises:
+            UserError: if more than one token came.
+        """
+        if hidden_states.shape[1] != 1:
+            raise UserError(
+                f"step() decodes one token at a time, got {hidden_states.shape[1]}; prefill longer inputs by forward()"
+            )
+        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)  # each (B, 1, E)
+        window = torch.cat([conv_state[:, :, 1:].transpose(1, 2), x.to(conv_state.dtype)], dim=1)  # (B, W, E)
+        newest = convolve(window.to(x.dtype), self.conv1d)[:, -1:]  # (B, 1, E)
+        y, last_state = scan(self._scan_inputs(newest), z, h0=ssm_state, return_last_state=True)
+        with torch.no_grad():
+            conv_state.copy_(window.transpose(1, 2))
+            ssm_state.copy_(last_state)
+        return self.out_proj(y), conv_state, ssm_state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **_: Any
+    ) -> tuple[Float[Tensor, "B E W"], Float[Tensor, "B E S"]]:
+        """Zero states for ``batch_size`` sequences: the last inputs of the convolution, and the scan state in at least float32.
+
+        ``max_seqlen`` is part of the usual signature; the cache does not grow with the length.
+        """
+        weight = self.conv1d.weight
+        dtype = dtype or weight.dtype
+        conv_state = torch.zeros(batch_size, self.d_inner, self.d_conv, device=weight.device, dtype=dtype)
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        return conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, device=weight.device, dtype=state_dtype)
+
+    def _scan_inputs(self, c: Float[Tensor, "B L E"]) -> ScanInputs:
+        return scan_inputs(c, self.x_proj, self.dt_proj, self.A_log, self.D)
+
+    def _cache_of(self, inference_params: Any, batch_size: int) -> tuple[Tensor, Tensor]:
+        if self.layer_idx is None:
+            raise UserError("a Mamba layer needs a layer_idx to find its cache; build it as Mamba(..., layer_idx=i)")
+        caches = inference_params.key_value_memory_dict
+        if self.layer_idx not in caches:
+            caches[self.layer_idx] = self.allocate_inference_cache(batch_size, inference_params.max_seqlen)
+        return caches[self.layer_idx]

@@ -1,0 +1,210 @@
+"""Classification: fine-tune a backbone with its head, and measure it.
+
+    images ─ mixing ─> backbone with registers, neck and head ─> logits ─> cross-entropy with soft targets
+
+Weights may come from pretraining (encoder taken, decoder dropped, what pretraining never trained left fresh), from another
+classification run (all taken, the head only where the classes are as many), or from a bare backbone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.data.mixup import mixup_target
+from torch import Tensor, nn
+
+from hybridmap.backbones.base import Backbone
+from hybridmap.config import Config, Configurable
+from hybridmap.data.base import Dataset
+from hybridmap.data.loader import each
+from hybridmap.errors import UserError
+from hybridmap.layers.pos_embed import resample
+from hybridmap.tasks.features import frozen, named
+from hybridmap.tasks.mixing import Mixing
+from hybridmap.types import Batch, InitReport, Loss
+
+_UNTRAINED = ("registers.", "head.")
+"""Parts of a backbone that pretraining objectives build without, or keep at their initial values."""
+
+
+class Classification(nn.Module, Configurable):
+    """A learner: its backbone's logits against labels."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        backbone: Backbone.Config
+        """The network; its own number of classes is overruled."""
+        num_classes: int = 1000
+        """Outputs of the head."""
+        smoothing: float = 0.0
+        """Share of every target that is spread over all classes."""
+        mixing: Mixing.Config = field(default_factory=Mixing.Config)
+        """Mixup and CutMix, applied in training only."""
+        head_std: float | None = None
+        """Draw the head's weights from a truncated normal of this deviation (MAE: 2e-5); None = as the backbone does."""
+
+    def __init__(self, config: Classification.Config) -> None:
+        super().__init__()
+        self.config = config
+        if config.num_classes < 1:
+            raise UserError(f"classification needs at least one class, got {config.num_classes}")
+        if not 0 <= config.smoothing < 1:
+            raise UserError(f"label smoothing must lie in [0, 1), got {config.smoothing}")
+        self.backbone: Backbone = replace(config.backbone, num_classes=config.num_classes).build()
+        self.mixing: Mixing = config.mixing.build()
+        if config.head_std is not None:
+            nn.init.trunc_normal_(self.backbone.get_classifier().weight, std=config.head_std)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Mix, then :meth:`step`.
+
+        Raises:
+            UserError: if the data has no labels.
+        """
+        if batch.labels is None:
+            raise UserError("fine-tuning needs labelled images: a folder with one sub-folder per class")
+        images, kept = self.mixing(batch.inputs) if self.training else (batch.inputs, 1.0)
+        return self.step(images, mixup_target(batch.labels, self.config.num_classes, kept, self.config.smoothing))
+
+    def step(self, images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B classes"]) -> Loss:
+        """Cross-entropy against soft targets, in at least fp32. Public, because it is what gets compiled."""
+        logits = self.backbone(images)
+        return Loss(total=F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets))
+
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name -> layer id, for layer-wise learning rates."""
+        return {f"backbone.{name}": depth for name, depth in self.backbone.layer_ids().items()}
+
+    def initialise(self, weights: dict[str, Tensor]) -> InitReport:
+        """Take over weights of a pretraining run, of a classification run, or of a bare backbone, by our names.
+
+        From pretraining: the decoder is dropped; registers, neck and head start fresh, whatever the file holds for them, and
+        so does a norm that stands behind the pooling. Positions are resampled where the grids differ.
+
+        Raises:
+            UserError: if the weights are of another network.
+        """
+        wrapped = any(name.startswith("backbone.") for name in weights)
+        given = {name.removeprefix("backbone."): value for name, value in weights.items() if not _foreign(name, wrapped)}
+        dropped = {name: "not part of a classifier" for name in weights if _foreign(name, wrapped)}
+        pretrained = any(name.startswith("decoder.") for name in weights) or "head.fc.weight" not in given
+        own = self.backbone.state_dict()
+        taken: dict[str, Tensor] = {}
+        fresh: dict[str, str] = {}
+        for name, value in own.items():
+            reason = self._reason_for_fresh(name, value, given.get(name), pretrained)
+            if reason is not None:
+                fresh[f"backbone.{name}"] = reason
+            elif name == "pos_embed":
+                taken[name] = _on_grid(given[name], value, tuple(self.backbone.grid))
+            else:
+                taken[name] = given[name]
+        _check_shapes(taken, own)
+        for name in given.keys() - taken.keys():
+            original = name if name in weights else f"backbone.{name}"
+            dropped[original] = fresh.get(f"backbone.{name}", "this network has no such part")
+        lost = sorted(name for name in given.keys() - own.keys() if not name.startswith((*_UNTRAINED, "cls_")))
+        if lost:
+            raise UserError(
+                f"the weights are of another network: they hold {lost[0]} ({len(lost)} tensors in all), which the network to "
+                "be fine-tuned does not have; choose a recipe of the same family, layout and size"
+            )
+        self.backbone.load_state_dict(own | taken)
+        return InitReport(
+            loaded=tuple(f"backbone.{name}" for name in taken), dropped=dict(sorted(dropped.items())), fresh=fresh
+        )
+
+    def _reason_for_fresh(self, name: str, own: Tensor, given: Tensor | None, pretrained: bool) -> str | None:
+        if pretrained and name.startswith(_UNTRAINED):
+            return "pretraining does not train it"
+        if pretrained and name.startswith("norm.") and getattr(self.backbone.config, "norm_position", "tokens") == "pooled":
+            return "it stands behind the pooling, where pretraining has none"
+        if name.startswith("head.fc.") and given is not None and given.shape != own.shape:
+            return f"the file's head has {len(given)} classes, this one {len(own)}"
+        if given is None:
+            raise UserError(
+                f"the weights are of another network: they lack {name}, which the network to be fine-tuned has; "
+                "choose a recipe of the same family, layout and size"
+            )
+        return None
+
+    def predict(
+        self, dataset: Dataset.Config, device: torch.device | str = "cpu", batch_size: int = 256
+    ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, "n"]]:
+        """Logits and labels of every image of a labelled data set, in its order, on the host; the learner stays as it was.
+
+        Raises:
+            UserError: if the data has no labels, or another number of classes than the head.
+        """
+        source = dataset.build()
+        if source.classes is None or len(source.classes) != self.config.num_classes:
+            found = "no classes" if source.classes is None else f"{len(source.classes)} classes"
+            raise UserError(f"the head has {self.config.num_classes} classes, but the images to evaluate have {found}")
+        logits: list[Tensor] = []
+        labels: list[Tensor] = []
+        with frozen(self):
+            for images, numbers, _ in each(source, batch_size, device=device):
+                logits.append(self.backbone(images).float().cpu())
+                labels.append(numbers.cpu())
+        return torch.cat(logits), torch.cat(labels)
+
+    def evaluate(self, dataset: Dataset.Config, device: torch.device | str = "cpu", batch_size: int = 256) -> dict[str, float]:
+        """``top1`` and ``top5`` in per cent, the plain cross-entropy ``loss``, and the number of ``images``."""
+        logits, labels = self.predict(dataset, device, batch_size)
+        best = logits.topk(min(5, self.config.num_classes), dim=1).indices
+        return {
+            "top1": 100.0 * (best[:, 0] == labels).float().mean().item(),
+            "top5": 100.0 * (best == labels[:, None]).any(1).float().mean().item(),
+            "loss": F.cross_entropy(logits, labels).item(),
+            "images": float(len(labels)),
+        }
+
+
+class Accuracy(Configurable):
+    """The exam of a classification run: accuracy on images that it was not trained on."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Config):
+        test: Dataset.Config
+        """Labelled images of the same classes."""
+        batch_size: int = 256
+        """Images per forward pass; does not change the result."""
+
+    def __call__(self, learner: Classification, device: torch.device | str = "cpu") -> dict[str, float]:
+        """``top1``, ``top5``, ``loss`` and ``images``, as :meth:`Classification.evaluate` gives them; empty while the data has
+        no directory."""
+        if not named(self.config.test):
+            return {}
+        return learner.evaluate(self.config.test, device, self.config.batch_size)
+
+
+def _foreign(name: str, wrapped: bool) -> bool:
+    """Whether a tensor belongs to something else than the backbone: a decoder, or whatever stands beside ``backbone.``."""
+    return name.startswith("decoder.") or (wrapped and not name.startswith("backbone."))
+
+
+def _on_grid(table: Tensor, own: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Positions (1, P, D) for ``grid``; P tells the grid they come from: the same one, else square or of the same shape."""
+    old, new = table.shape[1], own.shape[1]
+    if old == new or table.shape[2] != own.shape[2]:
+        return table
+    side = math.isqrt(old)
+    rows = round(math.sqrt(old * grid[0] / grid[1]))
+    if side * side == old:
+        return resample(table, (side, side), grid)
+    if rows * rows * grid[1] == old * grid[0]:
+        return resample(table, (rows, old // rows), grid)
+    raise UserError(f"cannot tell the grid of {old} stored positions, which is neither square nor of the shape {grid}")
+
+
+def _check_shapes(taken: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    for name, value in taken.items():
+        if value.shape != own[name].shape:
+            raise UserError(
+                f"the weights are of another network: {name} is {tuple(value.shape)} in the file and "
+                f"{tuple(own[name].shape)} in the network to be fine-tuned; choose a recipe of the same family and size"
+            )

@@ -1,0 +1,191 @@
+"""The one idea of the project: ordered regions of patches, and who may look at whom.
+
+A *region* is a set of patches that are predicted together; its *rank* is its place in the order of prediction. Regions are
+nothing but a tensor: each patch carries the rank of its region. Five ways to cut a 4 x 4 grid:
+
+    Rows         Columns      Clusters(2)  Single          Whole
+    0 0 0 0      0 1 2 3      0 0 1 1       0  1  2  3     0 0 0 0
+    1 1 1 1      0 1 2 3      0 0 1 1       4  5  6  7     0 0 0 0
+    2 2 2 2      0 1 2 3      2 2 3 3       8  9 10 11     0 0 0 0
+    3 3 3 3      0 1 2 3      2 2 3 3      12 13 14 15     0 0 0 0
+
+The decoder mask is a relation between ranks, :func:`permission`. Everything that the paper compares is one of its kinds on one
+of these partitions: one region is MAE; rows that see themselves are local MAE; rows that see themselves and earlier rows
+are MAP; single patches that see themselves and earlier ones are autoregression.
+
+The order of prediction is the objective's and independent of the scan order, which is the backbone's: ranks are computed from
+the place of a patch in the image, wherever it stands in the sequence.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hybridmap import config as configuration
+from hybridmap.config import Configurable
+from hybridmap.errors import UserError
+from hybridmap.tokens.scan import order
+from hybridmap.types import Mask, Patches
+
+DecoderMask = Literal["ar", "mae", "local_mae", "map"]
+"""What a patch may look at while it is predicted, see :func:`permission`."""
+
+
+def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "B 1 N N"]:
+    """Which patches (last axis) each patch (the axis before it) may look at while it is predicted.
+
+    "mae": all; "local_mae": its own region; "map": its own and earlier regions; "ar": itself and earlier patches, where the
+    order is by rank and, inside a region, by position in the scan. The diagonal is always allowed, so that softmax never meets
+    an empty row. Whether a patch is masked plays no part. Source: MAP (arXiv:2410.00871), Figure 6; yunzeliu/MAP:models_mamba.py.
+
+    Raises:
+        UserError: for an unknown kind.
+    """
+    if kind == "ar":
+        rank = prediction_order(rank)
+    query, key = rank[:, None, :, None], rank[:, None, None, :]
+    if kind == "mae":
+        return (query == query) & (key == key)
+    if kind == "local_mae":
+        return key == query
+    if kind in ("map", "ar"):
+        return key <= query
+    raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {kind!r}")
+
+
+def prediction_order(rank: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
+    """Place of every patch in the token-wise order of prediction: by rank, inside a region by position in the scan."""
+    return rank.argsort(dim=1, stable=True).argsort(dim=1)
+
+
+class Regions(Configurable):
+    """Abstract: a partition of the patches into ordered regions."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configuration.Config):
+        """Fields that all partitions have: none."""
+
+    @abstractmethod
+    def __call__(self, patches: Patches, mask: Mask | None) -> Int[Tensor, "B N"]:
+        """The rank of each patch's region, by position in the scan. Ranks need not be consecutive; only their order counts.
+
+        ``mask`` is for partitions that depend on what is masked, which those of images do not.
+        """
+
+    @abstractmethod
+    def sizes(self, patches: Patches) -> tuple[int, ...]:
+        """Patches in each region, by ascending rank; computed on the host without looking at any tensor of the device."""
+
+
+class GridRegions(Regions):
+    """Abstract: regions that follow from a patch's row and column in the grid."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Regions.Config):
+        reverse: bool = False
+        """Predict the regions in the opposite order."""
+
+    config: Any
+
+    @abstractmethod
+    def number(self, grid: tuple[int, int]) -> int:
+        """How many regions a grid (rows, columns) has; ranks run from 0 to one less."""
+
+    @abstractmethod
+    def rank_of(self, row: Int[Tensor, "..."], column: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
+        """Rank of the region that holds the patch in this row and column."""
+
+    def raster_ranks(self, grid: tuple[int, int]) -> Int[Tensor, "N"]:
+        """The ranks of all patches of a grid in raster order, on the host: the partition as one would draw it."""
+        return self._ranks(torch.arange(grid[0] * grid[1], device="cpu"), grid)
+
+    def __call__(self, patches: Patches, mask: Mask | None = None) -> Int[Tensor, "B N"]:
+        return self._ranks(patches.source, self._grid(patches))
+
+    def sizes(self, patches: Patches) -> tuple[int, ...]:
+        grid = self._grid(patches)
+        return tuple(self.raster_ranks(grid).bincount(minlength=self.number(grid)).tolist())
+
+    def _ranks(self, source: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
+        rank = self.rank_of(source // grid[1], source % grid[1], grid)
+        return self.number(grid) - 1 - rank if self.config.reverse else rank
+
+    def _grid(self, patches: Patches) -> tuple[int, int]:
+        return image_grid(patches, type(self).__name__)
+
+
+class Rows(GridRegions):
+    """The rows of the image, from the top: MAP's own choice."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GridRegions.Config):
+        """``reverse`` starts at the bottom."""
+
+    def number(self, grid: tuple[int, int]) -> int:
+        return grid[0]
+
+    def rank_of(self, row: Int[Tensor, "..."], column: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
+        return row
+
+
+class Columns(GridRegions):
+    """The columns of the image, from the left."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GridRegions.Config):
+        """``reverse`` starts at the right."""
+
+    def number(self, grid: tuple[int, int]) -> int:
+        return grid[1]
+
+    def rank_of(self, row: Int[Tensor, "..."], column: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
+        return column
+
+
+class Clusters(GridRegions):
+    """Rectangles of patches; where their size does not divide the grid's, those at the right and bottom border are smaller."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GridRegions.Config):
+        size: int | tuple[int, int] = 2
+        """(rows, columns) of a cluster in patches, or one number for both."""
+        order: Literal["row", "column"] = "row"
+        """Whether the clusters follow one another row by row or column by column."""
+
+    config: Clusters.Config
+
+    def __init__(self, config: Clusters.Config) -> None:
+        super().__init__(config)
+        self.size = (config.size, config.size) if isinstance(config.size, int) else config.size
+        if min(self.size) < 1:
+            raise UserError(f"a cluster has at least one row and one column of patches, got size {config.size}; try size 2")
+        order(config.order, (1, 1))  # refuse an unknown word now
+
+    def _clusters(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return -(-grid[0] // self.size[0]), -(-grid[1] // self.size[1])
+
+    def number(self, grid: tuple[int, int]) -> int:
+        rows, columns = self._clusters(grid)
+        return rows * columns
+
+    def rank_of(self, row: Int[Tensor, "..."], column: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
+        rows, columns = self._clusters(grid)
+        row, column = row // self.size[0], column // self.size[1]
+        return row * columns + column if self.config.order == "row" else column * rows + row
+
+
+class Single(Clusters):
+    """Every patch is a region of its own: with ``decoder_mask="map"`` this is token-wise autoregression."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GridRegions.Config):
+        order: Literal["row", "column"] = "row"
+        """Whether the patches follow one another row by row or column by column."""
+        size: int = 1
+        """Patches of a region: always 1."""

@@ -1,0 +1,192 @@
+"""Official state dicts become ours and back, and every tensor is accounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hybridmap.backbones import HybridNet, ViT
+from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
+from hybridmap.convert.ours import write_ours
+from hybridmap.errors import UserError
+
+FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
+FILES = [
+    ("map-pretrain-a", "map-hybridnet"),
+    ("map-pretrain-b", "map-hybridnet"),
+    ("map-encoder-nonsquare-a", "map-hybridnet"),
+    ("mamba-reg-12tok-reduce2", "mamba-reg"),
+    ("mamba-reg-1tok-layernorm", "mamba-reg"),
+    ("mamba-reg-8tok-reduce4-nonsquare", "mamba-reg"),
+    ("mae-pretrain-b", "mae-pretrain"),
+    ("mae-vit-cls-nonsquare", "mae-vit"),
+    ("mae-vit-globalpool", "mae-vit"),
+]
+FOREIGN = ("vim-v2-midcls", "arm-pretrain-a", "arm-finetune-a", "mambavision-a", "mamba3d-cls-a", "point-mae-pretrain-a")
+
+
+def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A recorded official state dict, and what ``convert`` must be told of it."""
+    tensors = load_file(FIXTURES / f"{name}.safetensors")
+    args = json.loads((FIXTURES / f"{name}.json").read_text())["config"]["args"]
+    size, patch = args["img_size"], args["patch_size"]
+    grid = (size[0] // patch, size[1] // patch) if isinstance(size, list) else None
+    state = {key.removeprefix("state."): value.float() for key, value in tensors.items() if key.startswith("state.")}
+    return state, {"num_heads": args.get("num_heads"), "grid": grid}
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_converting_and_restoring_gives_back_every_tensor(name: str, kind: str) -> None:
+    state, told = official(name)
+    origin = origin_of(state)
+    assert origin.family == kind
+    loaded = origin.convert(state, keep_untrained=True, **told)
+    assert not loaded.report.dropped
+    restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in state.items()})
+    assert restored.keys() == state.keys()
+    assert all(torch.equal(restored[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("keep_untrained", [False, True])
+@pytest.mark.parametrize("name", [name for name, _ in FILES])
+def test_the_inferred_backbone_takes_the_weights_strictly(name: str, keep_untrained: bool) -> None:
+    state, told = official(name)
+    loaded = convert(state, keep_untrained=keep_untrained, **told)
+    assert loaded.config is not None
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FILES])
+def test_one_origin_alone_recognises_a_file(name: str) -> None:
+    shapes = {key: tuple(value.shape) for key, value in official(name)[0].items()}
+    assert sum(origin.recognises(shapes) for origin in ORIGINS) == 1
+
+
+def test_shapes_tell_all_of_a_hybrid_network_but_its_heads() -> None:
+    state, _ = official("map-pretrain-b")
+    config = convert(state, num_heads=2, keep_untrained=True).config
+    assert isinstance(config, HybridNet.Config)
+    assert (config.layout, config.embed_dim, config.num_heads, config.transformer_mlp_ratio) == ("MMMTMMMTM", 32, 2, 2.0)
+    assert (config.num_registers, config.cls_reduce, config.norm_kind, config.d_state, config.num_classes) == (4, 2, "layer", 8, 7)
+    assert (config.img_size, config.patch_size, config.d_conv, config.expand) == ((80, 80), 16, 4, 2)
+
+
+def test_the_decoder_of_a_pretraining_file_is_described() -> None:
+    assert convert(official("map-pretrain-b")[0], num_heads=2).decoder == {
+        "width": 64,
+        "depth": 4,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+    }
+    assert convert(official("mae-pretrain-b")[0], num_heads=4).decoder["depth"] == 2
+
+
+def test_shapes_tell_all_of_a_vit_but_its_heads() -> None:
+    state, told = official("mae-vit-globalpool")
+    config = convert(state, **told).config
+    assert isinstance(config, ViT.Config)
+    assert (config.depth, config.embed_dim, config.num_heads, config.mlp_ratio) == (3, 48, 4, 4.0)
+    assert (config.pool, config.norm_position, config.num_classes) == ("avg", "pooled", 10)
+
+
+def test_what_pretraining_never_trains_is_dropped_with_its_reason() -> None:
+    state, told = official("map-pretrain-b")
+    loaded = convert(state, **told)
+    assert set(loaded.report.dropped) == {
+        "cls_token",
+        "pos_embed_cls",
+        "neck.weight",
+        "norm_neck.weight",
+        "norm_neck.bias",
+        "head.weight",
+        "head.bias",
+    }
+    assert all("never trains" in reason for reason in loaded.report.dropped.values())
+    assert not any(name.startswith(("registers.", "head.")) for name in loaded.weights)
+    assert loaded.config is not None
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+
+
+def test_without_a_classifier_the_head_starts_fresh() -> None:
+    state, told = official("mamba-reg-4tok")
+    loaded = convert({key: value for key, value in state.items() if not key.startswith("head.")}, **told)
+    assert set(loaded.report.fresh) == {"head.fc.weight", "head.fc.bias"}
+    assert loaded.config is not None
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+
+
+def test_a_mae_encoder_without_decoder_is_accepted() -> None:
+    state, told = official("mae-pretrain-a")
+    encoder = {key: value for key, value in state.items() if not key.startswith(("decoder_", "mask_token"))}
+    loaded = convert(encoder, **told)
+    assert loaded.family == "mae-pretrain"
+    assert not loaded.decoder
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_checkpoint_of_another_model_is_refused_and_named(name: str, tmp_path: Path) -> None:
+    tensors = load_file(FIXTURES / f"{name}.safetensors")
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    torch.save({"model": state}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth is of no supported model"):
+        load_checkpoint(tmp_path / "other.pth")
+
+
+def test_unexplained_and_missing_tensors_are_listed() -> None:
+    state, told = official("mamba-reg-4tok")
+    with pytest.raises(UserError, match=r"1 tensors have no place in it: layers\.0\.mixer\.gamma"):
+        convert(state | {"layers.0.mixer.gamma": torch.ones(48)}, **told)
+    del state["layers.2.mixer.x_proj_b.weight"]
+    with pytest.raises(UserError, match=r"1 of its tensors are missing: layers\.2\.mixer\.x_proj_b\.weight"):
+        convert(state, **told)
+
+
+def test_another_layout_than_the_released_one_is_refused() -> None:
+    state, told = official("map-pretrain-a")
+    with pytest.raises(UserError, match="only the released MMMT layout"):
+        convert({key: value for key, value in state.items() if not key.startswith("blocks.1.")}, **told)
+
+
+def test_heads_follow_the_released_sizes_or_are_asked_for() -> None:
+    state, _ = official("map-pretrain-a")
+    assert convert(state).config.num_heads == 12  # width 48
+    with pytest.raises(UserError, match="12 heads do not divide the width 32"):
+        convert(official("map-pretrain-b")[0])
+    with pytest.raises(UserError, match="num_heads"):
+        convert(official("mae-pretrain-a")[0])
+
+
+def test_a_grid_that_is_not_square_must_be_told() -> None:
+    state, told = official("mamba-reg-8tok-reduce4-nonsquare")
+    with pytest.raises(UserError, match="pass grid"):
+        convert(state)
+    config = convert(state, **told).config
+    assert config.img_size == tuple(side * config.patch_size for side in told["grid"])
+
+
+@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok"])
+def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
+    state, told = official(name)
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "official.pth")
+    loaded = load_checkpoint(tmp_path / "official.pth", **told)
+    write_ours(loaded, tmp_path / "a.safetensors")
+    write_ours(loaded, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    again = load_checkpoint(tmp_path / "a.safetensors")
+    assert again.weights.keys() == loaded.weights.keys()
+    assert all(torch.equal(again.weights[key], loaded.weights[key]) for key in loaded.weights)
+    assert (again.family, again.decoder) == (loaded.family, loaded.decoder)
+    assert again.config is not None
+    again.config.build().load_state_dict(again.backbone, strict=True)
+
+
+def test_a_file_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_ours(convert(official("mamba-reg-4tok")[0]), tmp_path / "file" / "w.safetensors")

@@ -1,0 +1,131 @@
+"""report.html: one file, complete, harmless, and readable while the run is still going."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hybridmap.report.html import Table, read_metrics, tables_as_json, write_report, write_text
+
+
+class Links(HTMLParser):
+    """Collects every address that a browser would fetch, every script, and whether all tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.scripts = 0
+        self.open: list[str] = []
+        self.pictures = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value is not None:
+                self.pictures += value.startswith("data:image/png;base64,")
+                if not value.startswith(("data:", "#")):
+                    self.fetched.append(value)
+            assert not name.startswith("on"), f"a handler: {name}"
+        if tag not in ("meta", "img", "br", "path", "use", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    (run / "pictures").mkdir(parents=True)
+    lines = [{"step": i, "loss": 1.0 / i, "lr": 1e-3 * i} for i in range(1, 9)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "recipe.yaml").write_text("seed: 0\n")
+    (run / "environment.json").write_text(json.dumps({"torch": "2.15"}))
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(run / "pictures" / "reconstructions.png")
+    return run
+
+
+def page(run: Path) -> tuple[str, Links]:
+    text = write_report(run).read_text()
+    links = Links()
+    links.feed(text)
+    return text, links
+
+
+def test_the_page_is_one_file_that_fetches_nothing(run: Path) -> None:
+    text, links = page(run)
+    assert links.fetched == []
+    assert links.scripts == 0
+    assert links.pictures == 1
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert links.open == []
+
+
+def test_the_page_shows_curves_table_environment_and_the_command(run: Path) -> None:
+    table = Table(title="Scores", header=("network", "kNN"), rows=(("pretrained", "49.1 [45.0, 53.2]"),), note="per cent")
+    (run / "results.json").write_text(tables_as_json([table], command="hybridmap demo --seed 1", notes=["two images skipped"]))
+    text, _ = page(run)
+    assert text.count("<svg") == 2  # loss and lr
+    for expected in ("49.1 [45.0, 53.2]", "hybridmap demo --seed 1", "two images skipped", "&quot;torch&quot;", "seed: 0"):
+        assert expected in text
+
+
+def test_text_from_outside_is_escaped(run: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    table = Table(title=evil, header=(evil,), rows=((evil, evil),), note=evil)
+    (run / "results.json").write_text(tables_as_json([table], command=evil, notes=[evil]))
+    (run / "recipe.yaml").write_text(f"root: {evil}\n")
+    (run / "environment.json").write_text(json.dumps({evil: evil}))
+    (run / "skipped.json").write_text(json.dumps({f"{evil}.jpg": evil}))
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": i, evil: i}) + "\n" for i in range(3)))
+    (run / "pictures" / "<b>&.png").write_bytes((run / "pictures" / "reconstructions.png").read_bytes())
+    text, links = page(run)
+    assert links.scripts == 0
+    assert evil not in text
+    assert "<b>&" not in text
+
+
+def test_a_run_in_progress_can_be_read(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')  # the line that is being written
+    text, _ = page(run)
+    assert "in progress or interrupted: 8 optimiser steps" in text
+    (run / "final.safetensors").write_bytes(b"")
+    assert "finished after 8 optimiser steps" in page(run)[0]
+
+
+def test_an_empty_directory_gives_a_page(tmp_path: Path) -> None:
+    text, links = page(tmp_path)
+    assert "no step logged yet" in text
+    assert links.open == []
+
+
+def test_numbers_that_are_not_finite_do_not_break_the_curves(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": NaN}\n{"step": 10, "loss": Infinity}\n{"step": 11, "loss": 0.01}\n')
+    assert len(read_metrics(run)) == 11
+    assert page(run)[0].count("<svg") == 2
+
+
+def test_a_table_survives_json() -> None:
+    table = Table(title="t", header=("a", "b"), rows=(("1", "2"), ("3", "4")), note="n")
+    assert Table.from_tree(json.loads(json.dumps(table.as_tree()))) == table
+
+
+def test_writing_replaces_the_whole_file_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_text(tmp_path / "a.html", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
