@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("exam", "pretrained", "untrained", "difference")
+COLUMNS = ("pretrained", "untrained", "difference")
 MARK = re.compile(r"(<!-- (\w+): written by [^>]*-->\n).*?(<!-- \2: end -->)", re.DOTALL)
 
 
 def demo_table(results: dict[str, Any]) -> str:
     """One row per seed and exam, and what it was measured with."""
-    lines = ["| " + " | ".join(["seed", *COLUMNS]) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    lines = ["| " + " | ".join(["seed", "exam", *COLUMNS]) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
     for seed, run in sorted(results["seeds"].items(), key=lambda item: int(item[0])):
-        for row in run["rows"]:
-            lines.append("| " + " | ".join([seed, *(row[name] for name in COLUMNS)]) + " |")
+        for score in run["scores"]:
+            cells = (f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in (score[name] for name in COLUMNS))
+            lines.append("| " + " | ".join([seed, score["exam"], *cells]) + " |")
     seconds = max(run["seconds"] for run in results["seeds"].values())
     return "\n".join(
         [

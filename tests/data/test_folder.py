@@ -72,13 +72,13 @@ def test_a_file_in_place_of_a_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no images in .*, which is empty; expected files ending in"):
+    with pytest.raises(UserError, match=r"no images in .*, which is empty; expected files ending in"):
         folder(tmp_path)
 
 
 def test_a_folder_without_images_says_which_endings_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(UserError, match="no images in .* or below it") as error:
+    with pytest.raises(UserError, match=r"no images in .* or below it") as error:
         folder(tmp_path)
     assert all(ending in str(error.value) for ending in EXTENSIONS)
 

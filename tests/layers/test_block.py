@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from hybridmap.errors import UserError
-from hybridmap.layers import AddNorm, MambaBlock, MambaMixer, Stack, TransformerBlock
+from hybridmap.layers import AddNorm, CrossBlock, MambaBlock, MambaMixer, Stack, TransformerBlock
 
 X = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -112,3 +112,17 @@ def test_a_layer_that_does_not_exist_cannot_be_tapped():
 def test_an_unknown_outer_skip_is_named():
     with pytest.raises(UserError, match="per_run, per_block or none"):
         build("MT", outer_skip="sometimes")
+
+
+def test_a_cross_block_normalises_queries_and_memory_apart():
+    block = CrossBlock(16, 4).double()
+    for p in block.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    memory = X[:, :3] + 1
+    allowed = torch.ones(5, 3, dtype=torch.bool).tril()
+
+    def norm(layer, v):
+        return F.layer_norm(v, (16,), layer.weight, layer.bias, 1e-5)
+
+    x = X + block.attn(norm(block.norm_q, X), norm(block.norm_kv, memory), allowed)
+    torch.testing.assert_close(block(X, memory, allowed), x + block.mlp(norm(block.norm_mlp, x)))

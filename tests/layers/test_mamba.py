@@ -51,7 +51,9 @@ def test_uni_is_the_recurrence_written_as_a_loop():
     torch.testing.assert_close(m(U), m.out_proj(equations(*halves(m, U), m.dirs["fwd"], m.dirs["fwd"].A_log)))
 
 
-@pytest.mark.parametrize(("options", "scale"), [({"variant": "biscan"}, 0.5), ({"variant": "v2"}, 0.5), ({"divide": False, "variant": "v2"}, 1.0)])
+@pytest.mark.parametrize(
+    ("options", "scale"), [({"variant": "biscan"}, 0.5), ({"variant": "v2"}, 0.5), ({"divide": False, "variant": "v2"}, 1.0)]
+)
 def test_two_directions_are_forward_plus_reversed_scan_of_the_reversed_input(options, scale):
     m = mixer(**options)
     x, z = halves(m, U)
@@ -100,7 +102,6 @@ def test_a_causal_mixer_does_not_see_later_tokens(variant):
 def test_layer_scale_multiplies_the_output():
     m = mixer(layer_scale=0.5)
     gamma, m.gamma = m.gamma, None
-    torch.testing.assert_close(m(U) * gamma, F.linear(U, torch.eye(12).double()) * 0 + m(U) * gamma)
     plain = m(U)
     m.gamma = gamma
     torch.testing.assert_close(m(U), plain * gamma)
@@ -131,7 +132,7 @@ def test_scan_parameters_stay_in_float32_under_autocast():
 
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="uni, v1, v2 or biscan"):
-        MambaMixer(16, variant="v9")  # type: ignore[arg-type]
+        MambaMixer(16, variant="v9")
 
 
 def test_the_drop_in_has_the_usual_parameter_names_and_shapes():

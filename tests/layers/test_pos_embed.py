@@ -26,13 +26,20 @@ def test_the_same_grid_returns_the_table_itself():
     assert resample(table, (3, 4), (3, 4)) is table
 
 
-def test_resampling_keeps_linear_positions_linear_inside():
-    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="ij")
-    table = torch.stack([rows.flatten(), columns.flatten()], -1)[None]
-    finer = resample(table, (8, 6), (16, 12)).view(16, 12, 2)
-    inner = finer[6:10, 5:7]
-    torch.testing.assert_close(inner[:, :, 0], ((torch.arange(6.0, 10) + 0.5) / 2 - 0.5)[:, None].expand(4, 2))
-    torch.testing.assert_close(inner[:, :, 1], ((torch.arange(5.0, 7) + 0.5) / 2 - 0.5).expand(4, 2))
+def cubic(distance):
+    """The kernel of bicubic interpolation with a = -0.75."""
+    d, a = abs(distance), -0.75
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def test_resampling_is_bicubic_with_pixel_centres_in_the_middle():
+    table = torch.randn(8, 6)
+    finer = resample(table.reshape(1, 48, 1), (8, 6), (16, 12)).view(16, 12)
+    row, column = (7 + 0.5) / 2 - 0.5, (6 + 0.5) / 2 - 0.5
+    expected = sum(cubic(row - i) * cubic(column - j) * table[i, j] for i in range(8) for j in range(6))
+    torch.testing.assert_close(finer[7, 6], torch.as_tensor(expected))
 
 
 def test_low_precision_tables_are_resampled_in_float32():

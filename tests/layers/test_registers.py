@@ -42,5 +42,5 @@ def test_inserted_registers_are_found_again(n, count):
 
 
 def test_too_few_patches_are_refused():
-    with pytest.raises(UserError, match="12 registers need at least 13 patches .* got 4"):
+    with pytest.raises(UserError, match=r"12 registers need at least 13 patches .* got 4"):
         Registers(12, 8).insert(torch.zeros(1, 4, 8))

@@ -44,7 +44,7 @@ def map_model(args: dict[str, Any]) -> Weights:
     decoder = MAPDecoder.Config(
         width=args.get("decoder_embed_dim", 192),
         num_heads=args.get("decoder_num_heads", 16),
-        mlp_ratio=args.get("mlp_ratio", 4.0),
+        mlp_ratio=float(args.get("mlp_ratio", 4.0)),
     )
     return parameters(config.build(), MAP.Config(backbone=config, decoder=decoder).build())
 
@@ -61,7 +61,7 @@ def mae_model(args: dict[str, Any]) -> Weights:
         width=args["decoder_embed_dim"],
         depth=args["decoder_depth"],
         num_heads=args["decoder_num_heads"],
-        mlp_ratio=args["mlp_ratio"],
+        mlp_ratio=float(args["mlp_ratio"]),
     )
     objective: MAP = MAP.Config(backbone=backbone_config(args), decoder=decoder, decoder_mask="mae").build()
     return parameters(objective.backbone, objective)

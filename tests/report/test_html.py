@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hybridmap.report.html import Table, read_metrics, tables_as_json, write_report, write_text
+from hybridmap.report.html import Table, read_metrics, tables_as_json, write_report
 
 
 class Links(HTMLParser):
@@ -117,15 +117,3 @@ def test_numbers_that_are_not_finite_do_not_break_the_curves(run: Path) -> None:
 def test_a_table_survives_json() -> None:
     table = Table(title="t", header=("a", "b"), rows=(("1", "2"), ("3", "4")), note="n")
     assert Table.from_tree(json.loads(json.dumps(table.as_tree()))) == table
-
-
-def test_writing_replaces_the_whole_file_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_text(tmp_path / "a.html", "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_text(path, "new")
-    assert path.read_text() == "old"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,8 @@ from hybridmap.types import Features, Mask, Patches
 
 
 class Backbone(nn.Module, Configurable):
-    """Abstract. A concrete backbone sets the attributes below and implements the abstract methods."""
+    """Abstract. A concrete backbone sets the attributes below, implements the abstract methods and ends its constructor with
+    :meth:`_read_marks`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configuration.Config):
@@ -47,11 +48,12 @@ class Backbone(nn.Module, Configurable):
         drop_path: float = 0.0
         """Largest rate of stochastic depth."""
 
-        def encoder(self) -> Self:
+        def encoder(self) -> Backbone.Config:
             """The same network as objectives build it: every parameter that it has receives a gradient."""
             return replace(self, num_classes=0)
 
     config: Any
+    _marks: tuple[frozenset[str], frozenset[str]]
     embed_dim: int
     num_features: int
     """Width of what ``forward_features`` returns."""
@@ -67,6 +69,11 @@ class Backbone(nn.Module, Configurable):
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
         self.config = config
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches at the configured image size."""
 
     @abstractmethod
     def partition(self, inputs: Tensor) -> Patches:
@@ -129,8 +136,15 @@ class Backbone(nn.Module, Configurable):
 
     def no_weight_decay(self, decay_ssm_state: bool = False) -> set[str]:
         """Names of parameters that must not be decayed beyond those that are 1-D or biases anyway, read from their marks."""
-        spared = {name for name, p in self.named_parameters() if is_never_decayed(p)}
-        return spared if decay_ssm_state else spared | {name for name, p in self.named_parameters() if is_ssm_state(p)}
+        never, recurrence = self._marks
+        wanted = never if decay_ssm_state else never | recurrence
+        return {name for name, _ in self.named_parameters() if name in wanted}
+
+    def _read_marks(self) -> None:
+        """Keep the marks by name: copying or sharding a model makes new parameters, which do not carry them."""
+        named = dict(self.named_parameters())
+        never = frozenset(name for name, p in named.items() if is_never_decayed(p))
+        self._marks = never, frozenset(name for name, p in named.items() if is_ssm_state(p))
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -60,12 +60,12 @@ class HybridNet(SequenceBackbone):
         """States per channel of the scan."""
         d_conv: int = 4
         """Width of the causal convolution."""
-        expand: float = 2
+        expand: int = 2
         """Inner width of the mixer over ``embed_dim``."""
         init: Literal["keep_dt", "released"] = "keep_dt"
         """``keep_dt``: mixers keep Mamba's own initial step sizes. ``released``: as the official code does, quirks included."""
 
-        def encoder(self) -> Self:
+        def encoder(self) -> HybridNet.Config:
             return replace(self, num_classes=0, num_registers=0, cls_reduce=1)
 
     config: HybridNet.Config
@@ -101,6 +101,7 @@ class HybridNet(SequenceBackbone):
         )
         self.head_hidden_size = self.head.width
         self._initialise()
+        self._read_marks()
 
     def _build_layers(self, config: HybridNet.Config) -> Stack:
         pure_transformer = "M" not in config.layout

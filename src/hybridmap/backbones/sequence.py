@@ -209,7 +209,7 @@ class SequenceBackbone(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Input side, layers (one group each, or all in one if ``coarse``); norm and head match nothing and come last."""
-        stem = r"^(patch_embed|pos_embed|cls_token|cls_pos|registers)"
+        stem = r"^(?:patch_embed|pos_embed|cls_token|cls_pos|registers)"
         return {"stem": stem, "blocks": r"^layers" if coarse else [(r"^layers\.(\d+)", None)]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

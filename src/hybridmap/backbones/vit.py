@@ -10,7 +10,7 @@ Source: facebookresearch/mae:models_mae.py, models_vit.py @ efb2a80; facebookres
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,7 @@ class ViT(SequenceBackbone):
         positions: Literal["learned", "sincos"] = "learned"
         """``sincos``: the fixed table of MAE pretraining, and MAE's initialisation with it."""
 
-        def encoder(self) -> Self:
+        def encoder(self) -> ViT.Config:
             return replace(self, num_classes=0, pool="cls", norm_position="tokens", positions="sincos")
 
     config: ViT.Config
@@ -77,6 +77,7 @@ class ViT(SequenceBackbone):
         self.head = Head(config.embed_dim, config.num_classes, drop=config.drop_rate)
         self.head_hidden_size = self.head.width
         self._initialise()
+        self._read_marks()
 
     @torch.no_grad()
     def _initialise(self) -> None:

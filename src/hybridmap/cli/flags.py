@@ -7,9 +7,12 @@ recipe) and ``--x.type NAME`` (another class at that place; fields that both cla
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -75,16 +78,42 @@ def closest(name: str, known: Iterable[str], listing: str) -> str:
 
 
 def parse(options: type[T], arguments: Sequence[str], command: str, description: str, default: T | None = None) -> T:
-    """An options dataclass from the flags of one command."""
+    """An options dataclass from the flags of one command.
+
+    Raises:
+        UserError: for wrong flags, tyro's framed message as one sentence. ``--help`` leaves by SystemExit(0).
+    """
     defaults: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(
-        options,
-        args=list(arguments),
-        prog=f"hybridmap {command}",
-        description=description,
-        config=(tyro.conf.AvoidSubcommands,),
-        **defaults,
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                options,
+                args=list(arguments),
+                prog=f"hybridmap {command}",
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+                **defaults,
+            )
+    except SystemExit as leave:
+        if not leave.code:
+            raise
+        raise UserError(_sentence(complaint.getvalue(), command)) from None
+
+
+def _sentence(framed: str, command: str) -> str:
+    """The message inside tyro's frame: what is wrong, and the nearest flag where tyro knows one."""
+    inside = [line.strip("│ ") for line in framed.splitlines() if line.startswith("│")]
+    sections = [""]
+    for line in inside:
+        if line.startswith("──"):
+            sections.append("")
+        else:
+            sections[-1] = f"{sections[-1]} {line}".strip()
+    message = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", sections[0] or " ".join(framed.split()))
+    suggested = next((s for s in sections[1:] if s.startswith("Perhaps you meant")), "")
+    near = re.search(r"--[\w.-]+", suggested)
+    return f"{message.rstrip(' .')}; {f'did you mean {near[0]}? ' if near else ''}hybridmap {command} --help lists the flags"
 
 
 def parse_recipe(arguments: Sequence[str], command: str, description: str) -> tuple[str, Recipe, RunOptions]:
@@ -98,11 +127,15 @@ def parse_recipe(arguments: Sequence[str], command: str, description: str) -> tu
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_recipe_help(command, description))
         raise SystemExit(0 if arguments else 2)
-    name, rest = arguments[0], [_unalias(word) for word in arguments[1:]]
+    name, rest = arguments[0], _plain_booleans([_unalias(word) for word in arguments[1:]])
     if name.startswith("-"):
         raise UserError(f"expected the name of a recipe first, got {name}; try hybridmap {command} RECIPE {name} ...")
     for module in _values(rest, "--import"):
         trust(module)
+    kind = recipes.entry(name).kind
+    if kind != command:
+        verb = f"hybridmap {kind} {name}" if kind != "exam" else "hybridmap knn RUN or hybridmap probe RUN"
+        raise UserError(f"{name} is not a recipe for {command}; use {verb}")
     recipe = recipes.find(name)
     for file in _values(rest, "--config"):
         recipe = config.overlay(recipe, config.parse_yaml(read_text(file), file))
@@ -138,6 +171,19 @@ def read_text(file: str) -> str:
 def _unalias(word: str) -> str:
     flag, equals, value = word.partition("=")
     return ALIASES.get(flag.replace("_", "-") if flag.startswith("--") else flag, flag) + equals + value
+
+
+def _plain_booleans(words: Sequence[str]) -> list[str]:
+    """``--x.flag true`` and ``--x.flag false``, as in YAML, in the form of flags: ``--x.flag`` and ``--x.no-flag``."""
+    plain: list[str] = []
+    for word in words:
+        answer = word.lower()
+        if answer == "false" and plain and plain[-1].startswith("--"):
+            before, dot, leaf = plain.pop().removeprefix("--").rpartition(".")
+            plain.append(f"--{before}{dot}no-{leaf}")
+        elif answer != "true" or not (plain and plain[-1].startswith("--")):
+            plain.append(word)
+    return plain
 
 
 def _values(words: Sequence[str], flag: str) -> list[str]:

@@ -63,11 +63,8 @@ class ImageFolder(Dataset):
         self.root = str(parts.get(config.split, root))
         found = list_images(self.root)
         if not found:
-            others = next(os.scandir(self.root), None) is not None
-            raise UserError(
-                f"no images in {self.root}{' or below it' if others else ', which is empty'}; expected files ending in "
-                f"{' '.join(sorted(EXTENSIONS))}"
-            )
+            emptiness = " or below it" if os.listdir(self.root) else ", which is empty"
+            raise UserError(f"no images in {self.root}{emptiness}; expected files ending in {' '.join(sorted(EXTENSIONS))}")
         self.crop: Crop = config.crop.build()
         # Both splits number the classes alike: those of the whole folder, even where one split lacks some.
         self.classes = _classes_of(found, list(parts.values()))

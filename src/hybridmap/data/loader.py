@@ -11,8 +11,8 @@ workers sees the same samples.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -98,33 +98,35 @@ def _start_worker(number: int) -> None:
 
 def _serve(dataset: Dataset, requests: Any, workers: int, device: torch.device) -> Iterator[Samples]:
     """The answers to ``requests``, in order, prepared by ``workers`` processes (0: by this one)."""
-    served = DataLoader(
-        _Worker(dataset),
-        sampler=requests,
-        batch_size=None,
-        collate_fn=_whole,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_start_worker,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context=_context() if workers else None,
-        # Of its own, so that the global generator is left alone.
-        generator=torch.Generator(),
-    )
     with warnings.catch_warnings():
-        # Python 3.12 warns of every fork beside threads; the workers use one thread and no device.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        answers = iter(served)
-    for samples in answers:
-        if isinstance(samples, UserError):
-            raise samples
-        yield samples
-
-
-def _context() -> str:
-    """Forking is quick, but not safe once CUDA runs in the parent."""
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
-    return "fork" if can_fork and not torch.cuda.is_initialized() else "spawn"
+        # Python 3.12 warns of every fork beside threads, but the workers use one thread and no device; torch warns of more
+        # workers than processors, but the number is the user's choice.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        answers = iter(
+            DataLoader(
+                _Worker(dataset),
+                sampler=requests,
+                batch_size=None,
+                collate_fn=_whole,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=_start_worker,
+                prefetch_factor=4 if workers else None,
+                # Quick, and safe on Linux, because the workers never touch a device.
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+                # Of its own, so that the global generator is left alone.
+                generator=torch.Generator(),
+            )
+        )
+    try:
+        for samples in answers:
+            if isinstance(samples, UserError):
+                raise samples
+            yield samples
+    finally:
+        # The workers end with the iterator; the traceback of an error would keep both alive.
+        del answers
 
 
 class Loader:

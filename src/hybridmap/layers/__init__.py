@@ -1,7 +1,7 @@
 """Layers: ``nn.Module``s with flat keyword arguments, usable without the rest of the project."""
 
 from hybridmap.layers.attention import Attention, CrossAttention
-from hybridmap.layers.block import MambaBlock, Stack, TransformerBlock
+from hybridmap.layers.block import CrossBlock, MambaBlock, Stack, TransformerBlock
 from hybridmap.layers.mamba import InferenceParams, Mamba, MambaMixer
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample, sincos_2d
@@ -11,6 +11,7 @@ __all__ = [
     "AddNorm",
     "Attention",
     "CrossAttention",
+    "CrossBlock",
     "InferenceParams",
     "Mamba",
     "MambaBlock",

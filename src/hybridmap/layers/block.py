@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridmap.errors import UserError
-from hybridmap.layers.attention import Attention
+from hybridmap.layers.attention import Attention, CrossAttention
 from hybridmap.layers.norm import AddNorm, NormKind
 from hybridmap.types import Tap
 
@@ -109,13 +109,31 @@ class TransformerBlock(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
+class CrossBlock(nn.Module):
+    """``x = x + Attn(LNq x, LNkv memory); x = x + MLP(LN x)``: queries and keys have separate norms, even of one sequence."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, *, eps: float = 1e-5, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.norm_q = nn.LayerNorm(dim, eps)
+        self.norm_kv = nn.LayerNorm(dim, eps)
+        self.attn = CrossAttention(dim, num_heads, qkv_bias)
+        self.norm_mlp = nn.LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+
+    def forward(
+        self, x: Float[Tensor, "B Q D"], memory: Float[Tensor, "B K D"], allowed: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        x = x + self.attn(self.norm_q(x), self.norm_kv(memory), allowed)
+        return x + self.mlp(self.norm_mlp(x))
+
+
 class Stack(nn.ModuleList):
     """Mamba and Transformer blocks in execution order, run as drawn above; block s has the name ``s``."""
 
     checkpointing: bool
     """Recompute each block's activations in the backward pass instead of keeping them."""
 
-    def __init__(self, blocks: Iterable[nn.Module], *, outer_skip: OuterSkip = "per_run", final_drop_path: float = 0.0) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], *, outer_skip: str = "per_run", final_drop_path: float = 0.0) -> None:
         super().__init__(blocks)
         if outer_skip not in ("per_run", "per_block", "none"):
             raise UserError(f"outer_skip must be per_run, per_block or none, got {outer_skip!r}")

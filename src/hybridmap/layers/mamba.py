@@ -28,7 +28,6 @@ from hybridmap import ops
 from hybridmap.errors import UserError
 from hybridmap.layers.decay import state_parameter
 
-Variant = Literal["uni", "v1", "v2", "biscan"]
 ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -121,9 +120,9 @@ class MambaMixer(nn.Module):
         *,
         d_state: int = 16,
         d_conv: int = 4,
-        expand: float = 2,
+        expand: int = 2,
         dt_rank: int | Literal["auto"] = "auto",
-        variant: Variant = "biscan",
+        variant: str = "biscan",
         divide: bool = True,
         conv_bias: bool = True,
         layer_scale: float | None = None,
@@ -192,7 +191,7 @@ class Mamba(nn.Module):
         d_model: int,
         d_state: int = 16,
         d_conv: int = 4,
-        expand: float = 2,
+        expand: int = 2,
         dt_rank: int | Literal["auto"] = "auto",
         dt_min: float = 0.001,
         dt_max: float = 0.1,
@@ -244,7 +243,7 @@ class Mamba(nn.Module):
         return self.out_proj(y)
 
     def step(
-        self, hidden_states: Float[Tensor, "B 1 D"], conv_state: Float[Tensor, "B E W"], ssm_state: Float[Tensor, "B E S"]
+        self, hidden_states: Float[Tensor, "B L D"], conv_state: Float[Tensor, "B E W"], ssm_state: Float[Tensor, "B E S"]
     ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B E W"], Float[Tensor, "B E S"]]:
         """Decode one token; both states are updated in place and returned.
 

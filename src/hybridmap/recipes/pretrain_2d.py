@@ -47,7 +47,7 @@ def _paper(recipe: Recipe) -> Recipe:
 
 
 def _released(size: Size) -> Recipe:
-    """What the released script runs where it is known: see any of the recipes for what is left out."""
+    """What the released script runs. The moving average that it keeps beside the weights, and does not use, is off."""
     backbone = override(_hybridnet(size), {"drop_path": 0.1, "init": "released"})
     masking = Random.Config(ratio_range=(0.3, 0.7), ratio_std=0.25)
     return replace(
@@ -55,7 +55,7 @@ def _released(size: Size) -> Recipe:
         data=ImageFolder.Config(crop=RandomResizedCrop.Config(scale=(0.08, 1.0))),
         optim=AdamW.Config(base_lr=5e-4, base_batch=512, betas=(0.9, 0.999), weight_decay=0.05, decay_ssm_state=True),
         schedule=Cosine.Config(form="epoch", warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
-        train=TrainConfig(epochs=1600, batch_size=8192, precision="bf16", ema=0.99996),
+        train=TrainConfig(epochs=1600, batch_size=8192, precision="bf16"),
     )
 
 
@@ -79,7 +79,7 @@ def _mae_vit(backbone: Backbone.Config) -> Recipe:
 def map_tiny() -> Recipe:
     """MAP on HybridNet-T (12 M parameters), for one machine and any folder of images.
 
-    Command: hybridmap pretrain map-tiny --data.root IMAGENET --out runs/map-tiny
+    Command: hybridmap pretrain map-tiny --data.root IMAGENET/train --out runs/map-tiny
     Cost: not measured.
     Expected: the paper's run (map-tiny-paper) reaches 78.6 top-1 after fine-tuning; this scale is not measured.
     Source: arXiv:2410.00871, section 5.1; optimisation as MAE's (arXiv:2111.06377), scaled to one machine.
@@ -90,7 +90,7 @@ def map_tiny() -> Recipe:
 def map_small() -> Recipe:
     """MAP on HybridNet-S (37 M parameters), for one machine and any folder of images.
 
-    Command: hybridmap pretrain map-small --data.root IMAGENET --out runs/map-small
+    Command: hybridmap pretrain map-small --data.root IMAGENET/train --out runs/map-small
     Cost: not measured.
     Expected: the paper's run (map-small-paper) reaches 82.5 top-1 after fine-tuning; this scale is not measured.
     Source: arXiv:2410.00871, section 5.1; optimisation as MAE's (arXiv:2111.06377), scaled to one machine.
@@ -101,7 +101,7 @@ def map_small() -> Recipe:
 def map_base() -> Recipe:
     """MAP on HybridNet-B (137 M parameters), for one machine and any folder of images.
 
-    Command: hybridmap pretrain map-base --data.root IMAGENET --out runs/map-base
+    Command: hybridmap pretrain map-base --data.root IMAGENET/train --out runs/map-base
     Cost: not measured.
     Expected: the paper's run (map-base-paper) reaches 84.9 top-1 after fine-tuning; this scale is not measured.
     Source: arXiv:2410.00871, section 5.1; optimisation as MAE's (arXiv:2111.06377), scaled to one machine.
@@ -112,7 +112,7 @@ def map_base() -> Recipe:
 def map_large() -> Recipe:
     """MAP on HybridNet-L (476 M parameters), for one machine and any folder of images.
 
-    Command: hybridmap pretrain map-large --data.root IMAGENET --out runs/map-large
+    Command: hybridmap pretrain map-large --data.root IMAGENET/train --out runs/map-large
     Cost: not measured.
     Expected: the paper's run (map-large-paper) reaches 85.0 top-1 after fine-tuning; this scale is not measured.
     Source: arXiv:2410.00871, section 5.1; optimisation as MAE's (arXiv:2111.06377), scaled to one machine.
@@ -123,7 +123,7 @@ def map_large() -> Recipe:
 def map_huge() -> Recipe:
     """MAP on HybridNet-H (796 M parameters), for one machine and any folder of images.
 
-    Command: hybridmap pretrain map-huge --data.root IMAGENET --out runs/map-huge
+    Command: hybridmap pretrain map-huge --data.root IMAGENET/train --out runs/map-huge
     Cost: not measured.
     Expected: not measured; the paper has no huge size.
     Source: arXiv:2410.00871, section 5.1, for the method; the size is yunzeliu/MAP:models_mamba.py @ f3bcdff.
@@ -136,7 +136,7 @@ def map_tiny_paper() -> Recipe:
 
     The paper crops only; flips are MAE's. ``--data.crop.flip false`` takes the text literally.
 
-    Command: hybridmap pretrain map-tiny-paper --data.root IMAGENET --out runs/map-tiny-paper
+    Command: hybridmap pretrain map-tiny-paper --data.root IMAGENET/train --out runs/map-tiny-paper
     Cost: not measured.
     Expected: 78.6 top-1 on ImageNet-1K after ft-400-tiny (printed in Table 8); ours not measured.
     Source: arXiv:2410.00871, section 5.1. Batch, learning rate, betas, decay and warm-up are not given there; they are MAE's.
@@ -149,7 +149,7 @@ def map_small_paper() -> Recipe:
 
     The paper crops only; flips are MAE's. ``--data.crop.flip false`` takes the text literally.
 
-    Command: hybridmap pretrain map-small-paper --data.root IMAGENET --out runs/map-small-paper
+    Command: hybridmap pretrain map-small-paper --data.root IMAGENET/train --out runs/map-small-paper
     Cost: not measured.
     Expected: 82.5 top-1 on ImageNet-1K after ft-400-small (printed in Table 8); ours not measured.
     Source: arXiv:2410.00871, section 5.1. Batch, learning rate, betas, decay and warm-up are not given there; they are MAE's.
@@ -162,7 +162,7 @@ def map_base_paper() -> Recipe:
 
     The paper crops only; flips are MAE's. ``--data.crop.flip false`` takes the text literally.
 
-    Command: hybridmap pretrain map-base-paper --data.root IMAGENET --out runs/map-base-paper
+    Command: hybridmap pretrain map-base-paper --data.root IMAGENET/train --out runs/map-base-paper
     Cost: not measured.
     Expected: 84.9 top-1 on ImageNet-1K after ft-400-base (printed in Table 8); ours not measured.
     Source: arXiv:2410.00871, section 5.1. Batch, learning rate, betas, decay and warm-up are not given there; they are MAE's.
@@ -175,7 +175,7 @@ def map_large_paper() -> Recipe:
 
     The paper crops only; flips are MAE's. ``--data.crop.flip false`` takes the text literally.
 
-    Command: hybridmap pretrain map-large-paper --data.root IMAGENET --out runs/map-large-paper
+    Command: hybridmap pretrain map-large-paper --data.root IMAGENET/train --out runs/map-large-paper
     Cost: not measured.
     Expected: 85.0 top-1 on ImageNet-1K after ft-400-large (printed in Table 8); ours not measured.
     Source: arXiv:2410.00871, section 5.1. Batch, learning rate, betas, decay and warm-up are not given there; they are MAE's.
@@ -189,7 +189,7 @@ def map_tiny_released() -> Recipe:
     Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
-    Command: hybridmap pretrain map-tiny-released --data.root IMAGENET --out runs/map-tiny-released
+    Command: hybridmap pretrain map-tiny-released --data.root IMAGENET/train --out runs/map-tiny-released
     Cost: not measured.
     Expected: 78.6 top-1 on ImageNet-1K after fine-tuning is the paper's number; whether these settings gave it is not known;
       ours not measured.
@@ -204,7 +204,7 @@ def map_small_released() -> Recipe:
     Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
-    Command: hybridmap pretrain map-small-released --data.root IMAGENET --out runs/map-small-released
+    Command: hybridmap pretrain map-small-released --data.root IMAGENET/train --out runs/map-small-released
     Cost: not measured.
     Expected: 82.5 top-1 on ImageNet-1K after fine-tuning is the paper's number; whether these settings gave it is not known;
       ours not measured.
@@ -219,7 +219,7 @@ def map_base_released() -> Recipe:
     Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
-    Command: hybridmap pretrain map-base-released --data.root IMAGENET --out runs/map-base-released
+    Command: hybridmap pretrain map-base-released --data.root IMAGENET/train --out runs/map-base-released
     Cost: not measured.
     Expected: 84.9 top-1 on ImageNet-1K after fine-tuning is the paper's number; whether these settings gave it is not known;
       ours not measured.
@@ -234,7 +234,7 @@ def map_large_released() -> Recipe:
     Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
-    Command: hybridmap pretrain map-large-released --data.root IMAGENET --out runs/map-large-released
+    Command: hybridmap pretrain map-large-released --data.root IMAGENET/train --out runs/map-large-released
     Cost: not measured.
     Expected: 85.0 top-1 on ImageNet-1K after fine-tuning is the paper's number; whether these settings gave it is not known;
       ours not measured.
@@ -250,7 +250,7 @@ def map_huge_released() -> Recipe:
     Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
-    Command: hybridmap pretrain map-huge-released --data.root IMAGENET --out runs/map-huge-released
+    Command: hybridmap pretrain map-huge-released --data.root IMAGENET/train --out runs/map-huge-released
     Cost: not measured.
     Expected: not measured; the paper has no huge size.
     Source: yunzeliu/MAP:main.py, README.md @ f3bcdff (batch 8 x 1024; the rate of 8e-3 is high and may diverge).
@@ -261,7 +261,7 @@ def map_huge_released() -> Recipe:
 def mae_tiny() -> Recipe:
     """MAE on HybridNet-T: the decoder looks everywhere, 75 % of the patches are hidden, all else as map-tiny.
 
-    Command: hybridmap pretrain mae-tiny --data.root IMAGENET --out runs/mae-tiny
+    Command: hybridmap pretrain mae-tiny --data.root IMAGENET/train --out runs/mae-tiny
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 8 (the ratio and the decoder are our reading: MAE's ratio, MAP's decoder).
@@ -272,7 +272,7 @@ def mae_tiny() -> Recipe:
 def mae_small() -> Recipe:
     """MAE on HybridNet-S: the decoder looks everywhere, 75 % of the patches are hidden, all else as map-small.
 
-    Command: hybridmap pretrain mae-small --data.root IMAGENET --out runs/mae-small
+    Command: hybridmap pretrain mae-small --data.root IMAGENET/train --out runs/mae-small
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 8 (the ratio and the decoder are our reading: MAE's ratio, MAP's decoder).
@@ -283,7 +283,7 @@ def mae_small() -> Recipe:
 def mae_base() -> Recipe:
     """MAE on HybridNet-B: the decoder looks everywhere, 75 % of the patches are hidden, all else as map-base.
 
-    Command: hybridmap pretrain mae-base --data.root IMAGENET --out runs/mae-base
+    Command: hybridmap pretrain mae-base --data.root IMAGENET/train --out runs/mae-base
     Cost: not measured.
     Expected: the paper's run reaches 83.9 top-1 after fine-tuning (Table 8); this scale is not measured.
     Source: arXiv:2410.00871, Table 8 (the ratio and the decoder are our reading: MAE's ratio, MAP's decoder).
@@ -294,7 +294,7 @@ def mae_base() -> Recipe:
 def mae_large() -> Recipe:
     """MAE on HybridNet-L: the decoder looks everywhere, 75 % of the patches are hidden, all else as map-large.
 
-    Command: hybridmap pretrain mae-large --data.root IMAGENET --out runs/mae-large
+    Command: hybridmap pretrain mae-large --data.root IMAGENET/train --out runs/mae-large
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 8 (the ratio and the decoder are our reading: MAE's ratio, MAP's decoder).
@@ -305,7 +305,7 @@ def mae_large() -> Recipe:
 def local_mae_tiny() -> Recipe:
     """Local MAE on HybridNet-T: each row is predicted from itself alone, all else as map-tiny.
 
-    Command: hybridmap pretrain local-mae-tiny --data.root IMAGENET --out runs/local-mae-tiny
+    Command: hybridmap pretrain local-mae-tiny --data.root IMAGENET/train --out runs/local-mae-tiny
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 6 and Figure 6(c).
@@ -316,7 +316,7 @@ def local_mae_tiny() -> Recipe:
 def local_mae_small() -> Recipe:
     """Local MAE on HybridNet-S: each row is predicted from itself alone, all else as map-small.
 
-    Command: hybridmap pretrain local-mae-small --data.root IMAGENET --out runs/local-mae-small
+    Command: hybridmap pretrain local-mae-small --data.root IMAGENET/train --out runs/local-mae-small
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 6 and Figure 6(c).
@@ -327,7 +327,7 @@ def local_mae_small() -> Recipe:
 def local_mae_base() -> Recipe:
     """Local MAE on HybridNet-B: each row is predicted from itself alone, all else as map-base.
 
-    Command: hybridmap pretrain local-mae-base --data.root IMAGENET --out runs/local-mae-base
+    Command: hybridmap pretrain local-mae-base --data.root IMAGENET/train --out runs/local-mae-base
     Cost: not measured.
     Expected: the paper's run reaches 84.2 top-1 after fine-tuning (Table 6); this scale is not measured.
     Source: arXiv:2410.00871, Table 6 and Figure 6(c).
@@ -338,7 +338,7 @@ def local_mae_base() -> Recipe:
 def local_mae_large() -> Recipe:
     """Local MAE on HybridNet-L: each row is predicted from itself alone, all else as map-large.
 
-    Command: hybridmap pretrain local-mae-large --data.root IMAGENET --out runs/local-mae-large
+    Command: hybridmap pretrain local-mae-large --data.root IMAGENET/train --out runs/local-mae-large
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 6 and Figure 6(c).
@@ -349,7 +349,7 @@ def local_mae_large() -> Recipe:
 def ar_mask_base() -> Recipe:
     """HybridNet-B with a token-causal decoder mask, all else as map-base.
 
-    Command: hybridmap pretrain ar-mask-base --data.root IMAGENET --out runs/ar-mask-base
+    Command: hybridmap pretrain ar-mask-base --data.root IMAGENET/train --out runs/ar-mask-base
     Cost: not measured.
     Expected: the paper's run reaches 83.7 top-1 after fine-tuning (Table 6); this scale is not measured.
     Source: arXiv:2410.00871, Table 6 and Figure 6(a); the order is row by row (our reading).
@@ -360,7 +360,7 @@ def ar_mask_base() -> Recipe:
 def mae_mask_base() -> Recipe:
     """HybridNet-B with MAE's decoder mask but MAP's ratio of one half, all else as map-base.
 
-    Command: hybridmap pretrain mae-mask-base --data.root IMAGENET --out runs/mae-mask-base
+    Command: hybridmap pretrain mae-mask-base --data.root IMAGENET/train --out runs/mae-mask-base
     Cost: not measured.
     Expected: the paper's run reaches 84.1 top-1 after fine-tuning (Table 6); this scale is not measured.
     Source: arXiv:2410.00871, Table 6 and Figure 6(b).
@@ -371,7 +371,7 @@ def mae_mask_base() -> Recipe:
 def mae_vit_small() -> Recipe:
     """MAE on ViT-S (22 M parameters), exactly as its authors train it: class token, fixed positions, their decoder.
 
-    Command: hybridmap pretrain mae-vit-small --data.root IMAGENET --out runs/mae-vit-small
+    Command: hybridmap pretrain mae-vit-small --data.root IMAGENET/train --out runs/mae-vit-small
     Cost: not measured.
     Expected: not measured.
     Source: facebookresearch/mae:PRETRAIN.md @ efb2a80 for the settings; the source has no small size, DeiT's shape is used.
@@ -382,7 +382,7 @@ def mae_vit_small() -> Recipe:
 def mae_vit_base() -> Recipe:
     """MAE on ViT-B (86 M parameters), exactly as its authors train it: class token, fixed positions, their decoder.
 
-    Command: hybridmap pretrain mae-vit-base --data.root IMAGENET --out runs/mae-vit-base
+    Command: hybridmap pretrain mae-vit-base --data.root IMAGENET/train --out runs/mae-vit-base
     Cost: not measured.
     Expected: 83.7 top-1 after 1600 epochs and ft-vit-base, 67.8 linear (printed by the source); ours not measured.
     Source: facebookresearch/mae:PRETRAIN.md, main_pretrain.py @ efb2a80 (800 epochs, batch 4096, fp16).
@@ -393,7 +393,7 @@ def mae_vit_base() -> Recipe:
 def mae_vit_large() -> Recipe:
     """MAE on ViT-L (304 M parameters), exactly as its authors train it: class token, fixed positions, their decoder.
 
-    Command: hybridmap pretrain mae-vit-large --data.root IMAGENET --out runs/mae-vit-large
+    Command: hybridmap pretrain mae-vit-large --data.root IMAGENET/train --out runs/mae-vit-large
     Cost: not measured.
     Expected: 86.0 top-1 after 1600 epochs and ft-vit-large, 76.0 linear (printed by the source); ours not measured.
     Source: facebookresearch/mae:PRETRAIN.md, main_pretrain.py @ efb2a80 (800 epochs, batch 4096, fp16).
@@ -404,7 +404,7 @@ def mae_vit_large() -> Recipe:
 def mae_vit_huge() -> Recipe:
     """MAE on ViT-H (632 M parameters), exactly as its authors train it: class token, fixed positions, their decoder.
 
-    Command: hybridmap pretrain mae-vit-huge --data.root IMAGENET --out runs/mae-vit-huge
+    Command: hybridmap pretrain mae-vit-huge --data.root IMAGENET/train --out runs/mae-vit-huge
     Cost: not measured.
     Expected: 86.9 top-1 after 1600 epochs and ft-vit-huge, 77.2 linear (printed by the source); ours not measured.
     Source: facebookresearch/mae:PRETRAIN.md, main_pretrain.py @ efb2a80 (800 epochs, batch 4096, fp16).
@@ -415,7 +415,7 @@ def mae_vit_huge() -> Recipe:
 def map_vit_base() -> Recipe:
     """MAP on ViT-B: MAE's encoder with MAP's rows, ratio and decoder; the class token is not decoded.
 
-    Command: hybridmap pretrain map-vit-base --data.root IMAGENET --out runs/map-vit-base
+    Command: hybridmap pretrain map-vit-base --data.root IMAGENET/train --out runs/map-vit-base
     Cost: not measured.
     Expected: the paper's run reaches 83.6 top-1 after fine-tuning (Table 8); this scale is not measured.
     Source: arXiv:2410.00871, Table 8, which gives no details. ``--learner.decoder.type MAEDecoder`` makes the pair with
@@ -427,7 +427,7 @@ def map_vit_base() -> Recipe:
 def map_vit_large() -> Recipe:
     """MAP on ViT-L: MAE's encoder with MAP's rows, ratio and decoder; the class token is not decoded.
 
-    Command: hybridmap pretrain map-vit-large --data.root IMAGENET --out runs/map-vit-large
+    Command: hybridmap pretrain map-vit-large --data.root IMAGENET/train --out runs/map-vit-large
     Cost: not measured.
     Expected: the paper's run reaches 86.1 top-1 after fine-tuning (Table 8); this scale is not measured.
     Source: arXiv:2410.00871, Table 8, which gives no details. ``--learner.decoder.type MAEDecoder`` makes the pair with
@@ -439,7 +439,7 @@ def map_vit_large() -> Recipe:
 def map_mambar_tiny() -> Recipe:
     """MAP on Mamba-R-T, Mamba layers only, without its registers while it is pretrained.
 
-    Command: hybridmap pretrain map-mambar-tiny --data.root IMAGENET --out runs/map-mambar-tiny
+    Command: hybridmap pretrain map-mambar-tiny --data.root IMAGENET/train --out runs/map-mambar-tiny
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 8; the network is arXiv:2405.14858.
@@ -450,7 +450,7 @@ def map_mambar_tiny() -> Recipe:
 def map_mambar_small() -> Recipe:
     """MAP on Mamba-R-S, Mamba layers only, without its registers while it is pretrained.
 
-    Command: hybridmap pretrain map-mambar-small --data.root IMAGENET --out runs/map-mambar-small
+    Command: hybridmap pretrain map-mambar-small --data.root IMAGENET/train --out runs/map-mambar-small
     Cost: not measured.
     Expected: not measured.
     Source: arXiv:2410.00871, Table 8; the network is arXiv:2405.14858.
@@ -461,7 +461,7 @@ def map_mambar_small() -> Recipe:
 def map_mambar_base() -> Recipe:
     """MAP on Mamba-R-B, Mamba layers only, without its registers while it is pretrained.
 
-    Command: hybridmap pretrain map-mambar-base --data.root IMAGENET --out runs/map-mambar-base
+    Command: hybridmap pretrain map-mambar-base --data.root IMAGENET/train --out runs/map-mambar-base
     Cost: not measured.
     Expected: the paper's run reaches 84.0 top-1 after fine-tuning (Table 8); this scale is not measured.
     Source: arXiv:2410.00871, Table 8; the network is arXiv:2405.14858.
@@ -472,7 +472,7 @@ def map_mambar_base() -> Recipe:
 def map_mambar_large() -> Recipe:
     """MAP on Mamba-R-L, Mamba layers only, without its registers while it is pretrained.
 
-    Command: hybridmap pretrain map-mambar-large --data.root IMAGENET --out runs/map-mambar-large
+    Command: hybridmap pretrain map-mambar-large --data.root IMAGENET/train --out runs/map-mambar-large
     Cost: not measured.
     Expected: the paper's run reaches 84.8 top-1 after fine-tuning (Table 8); this scale is not measured.
     Source: arXiv:2410.00871, Table 8; the network is arXiv:2405.14858.

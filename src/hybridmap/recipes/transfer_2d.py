@@ -59,12 +59,18 @@ def _stage(size: Size, stage: Literal[1, 2, 3], preset: Literal["code", "paper"]
     pixels, drop_path = (128, 224, 224)[stage - 1], DROP_PATH[size][stage - 1]
     backbone = override(find(f"hybridnet_{size}_patch16_224", preset), {"img_size": pixels, "drop_path": drop_path})
     last = stage == 3
-    rate = {"lr": 1e-5} if last else {"base_lr": 5e-4 if stage == 1 else 2e-4, "base_batch": 512}
+    base_lr = 5e-4 if stage == 1 else 2e-4
     return Recipe(
         learner=Classification.Config(backbone=backbone, smoothing=0.1 if last else 0.0),
         data=_photos("train", pixels),
         exams={"val": Accuracy.Config(test=_photos("test", pixels, 1.0 if last else 0.875))},
-        optim=AdamW.Config(**rate, betas=(0.9, 0.999), weight_decay=0.1 if last else 0.05),
+        optim=AdamW.Config(
+            lr=1e-5 if last else None,
+            base_lr=base_lr,
+            base_batch=512,
+            betas=(0.9, 0.999),
+            weight_decay=0.1 if last else 0.05,
+        ),
         schedule=Cosine.Config(form="epoch", warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
         train=TrainConfig(epochs=(300, 100, 20)[stage - 1], batch_size=512 if last else 1024, precision="bf16"),
     )

@@ -13,11 +13,12 @@ import html
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hybridmap.report.files import replace_file
 
 RESULTS = "results.json"
 """What a command found out, beside the run that it belongs to: ``{"tables": [...], "command": "...", "notes": [...]}``."""
@@ -89,19 +90,7 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )
-    return write_text(run / "report.html", page)
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Replace a text file atomically: a reader sees the old or the new one, whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return partial.replace(path)
+    return replace_file(run / "report.html", page)
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -210,4 +199,4 @@ def tables_as_json(tables: Iterable[Table], *, command: str, notes: Sequence[str
     return json.dumps(tree, indent=2) + "\n"
 
 
-__all__ = ["RESULTS", "Table", "read_metrics", "tables_as_json", "write_report", "write_text"]
+__all__ = ["RESULTS", "Table", "read_metrics", "tables_as_json", "write_report"]

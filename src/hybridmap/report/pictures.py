@@ -10,7 +10,7 @@ All of them are Pillow images drawn from tensors; nothing here needs a display.
 from __future__ import annotations
 
 import colorsys
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from hybridmap.data.image_transforms import denormalise
 from hybridmap.objectives.map import MAP
-from hybridmap.tokens.images import assemble
+from hybridmap.report.files import replace_file
+from hybridmap.tokens.images import assemble, partition
+from hybridmap.tokens.regions import Rows, Single, Whole, permission
 from hybridmap.types import Batch
 
 COLUMNS = ("original", "seen by the encoder", "prediction", "prediction + visible")
@@ -109,8 +111,6 @@ def permission_picture(allowed: Bool[Tensor, "N N"], ranks: Int[Tensor, "N"]) ->
 
 def objective_pictures(objective: MAP, images: Float[Tensor, "B 3 H W"], *, seed: int = 0) -> dict[str, Image.Image]:
     """``regions`` and ``decoder_mask`` of the first image, as the objective would use them."""
-    from hybridmap.tokens.regions import permission
-
     patches = objective.backbone.partition(images[:1])
     key = torch.zeros(1, dtype=torch.int64, device=images.device)
     mask = objective.draw(patches, Batch(inputs=images[:1], key=key, step_key=seed))
@@ -125,8 +125,6 @@ def objective_pictures(objective: MAP, images: Float[Tensor, "B 3 H W"], *, seed
 
 def decoder_masks(grid: tuple[int, int]) -> dict[str, tuple[Image.Image, Image.Image]]:
     """The four relations of the paper on one grid: title -> (order of prediction, decoder mask)."""
-    from hybridmap.tokens.regions import Rows, Single, Whole, permission
-
     cases = {
         "MAE: one region": (Whole, "mae"),
         "local MAE: own row": (Rows, "local_mae"),
@@ -134,24 +132,20 @@ def decoder_masks(grid: tuple[int, int]) -> dict[str, tuple[Image.Image, Image.I
         "AR: patch by patch": (Single, "ar"),
     }
     found = {}
-    raster = torch.arange(grid[0] * grid[1])
+    patches = partition(torch.zeros(1, 1, *grid), 1)
     for title, (regions, relation) in cases.items():
-        ranks = regions.Config().build().raster_ranks(grid)
-        allowed = permission(ranks[None], relation)[0, 0]
-        found[title] = (region_picture(ranks, raster, grid), permission_picture(allowed, ranks))
+        ranks = regions.Config().build()(patches, None)
+        allowed = permission(ranks, relation)[0, 0]
+        found[title] = (region_picture(ranks[0], patches.source[0], grid), permission_picture(allowed, ranks[0]))
     return found
 
 
 def save(image: Image.Image, path: str | Path) -> Path:
     """Write a picture atomically; the format follows from the suffix."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    with partial.open("wb") as file:
-        image.save(file, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-        file.flush()
-        os.fsync(file.fileno())
-    return partial.replace(path)
+    content = io.BytesIO()
+    image.save(content, format=Image.registered_extensions()[path.suffix.lower()])
+    return replace_file(path, content.getvalue())
 
 
 def _colour(position: float) -> tuple[int, int, int]:

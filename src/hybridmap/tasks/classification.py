@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,9 @@ class Classification(nn.Module, Configurable):
         self.backbone: Backbone = replace(config.backbone, num_classes=config.num_classes).build()
         self.mixing: Mixing = config.mixing.build()
         if config.head_std is not None:
-            nn.init.trunc_normal_(self.backbone.get_classifier().weight, std=config.head_std)
+            for weight in self.backbone.get_classifier().parameters():
+                if weight.ndim > 1:
+                    nn.init.trunc_normal_(weight, std=config.head_std)
 
     def forward(self, batch: Batch) -> Loss:
         """Mix, then :meth:`step`.
@@ -100,7 +103,7 @@ class Classification(nn.Module, Configurable):
             if reason is not None:
                 fresh[f"backbone.{name}"] = reason
             elif name == "pos_embed":
-                taken[name] = _on_grid(given[name], value, tuple(self.backbone.grid))
+                taken[name] = _on_grid(given[name], value, cast(tuple[int, int], self.backbone.grid))
             else:
                 taken[name] = given[name]
         _check_shapes(taken, own)
@@ -187,7 +190,7 @@ def _foreign(name: str, wrapped: bool) -> bool:
     return name.startswith("decoder.") or (wrapped and not name.startswith("backbone."))
 
 
-def _on_grid(table: Tensor, own: Tensor, grid: tuple[int, ...]) -> Tensor:
+def _on_grid(table: Tensor, own: Tensor, grid: tuple[int, int]) -> Tensor:
     """Positions (1, P, D) for ``grid``; P tells the grid they come from: the same one, else square or of the same shape."""
     old, new = table.shape[1], own.shape[1]
     if old == new or table.shape[2] != own.shape[2]:

@@ -4,8 +4,8 @@
     cutmix   a box of area about 1 - lam of x is replaced by x[::-1]'s    lam is then the share of x that is left
     targets  y' = lam y + (1 - lam) y[::-1]
 
-This is ``timm.data.Mixup`` in batch mode. But timm draws from NumPy's global generator, and nothing here touches that: all
-draws come from torch's default CPU generator, which the training loop seeds, as Python numbers, so nothing waits for the device.
+This is ``timm.data.Mixup`` in batch mode. But timm draws from NumPy's global generator, and nothing here touches that: draws
+come from torch's default CPU generator, which the training loop seeds, as Python numbers, so nothing waits for the device.
 Source: arXiv:1710.09412 (mixup), arXiv:1905.04899 (CutMix), timm.data.mixup.
 """
 

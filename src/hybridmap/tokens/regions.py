@@ -42,7 +42,8 @@ def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "B 1
 
     "mae": all; "local_mae": its own region; "map": its own and earlier regions; "ar": itself and earlier patches, where the
     order is by rank and, inside a region, by position in the scan. The diagonal is always allowed, so that softmax never meets
-    an empty row. Whether a patch is masked plays no part. Source: MAP (arXiv:2410.00871), Figure 6; yunzeliu/MAP:models_mamba.py.
+    an empty row. Whether a patch is masked plays no part.
+    Source: MAP (arXiv:2410.00871), Figure 6; yunzeliu/MAP:models_mamba.py.
 
     Raises:
         UserError: for an unknown kind.
@@ -180,12 +181,77 @@ class Clusters(GridRegions):
         return row * columns + column if self.config.order == "row" else column * rows + row
 
 
-class Single(Clusters):
+class Single(GridRegions):
     """Every patch is a region of its own: with ``decoder_mask="map"`` this is token-wise autoregression."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GridRegions.Config):
         order: Literal["row", "column"] = "row"
         """Whether the patches follow one another row by row or column by column."""
-        size: int = 1
-        """Patches of a region: always 1."""
+
+    config: Single.Config
+
+    def __init__(self, config: Single.Config) -> None:
+        super().__init__(config)
+        order(config.order, (1, 1))  # refuse an unknown word now
+
+    def number(self, grid: tuple[int, int]) -> int:
+        return grid[0] * grid[1]
+
+    def rank_of(self, row: Int[Tensor, "..."], column: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
+        return row * grid[1] + column if self.config.order == "row" else column * grid[0] + row
+
+
+class Whole(Regions):
+    """One region: nothing comes before anything else, as in MAE."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Regions.Config):
+        """There is nothing to choose."""
+
+    def __call__(self, patches: Patches, mask: Mask | None = None) -> Int[Tensor, "B N"]:
+        return torch.zeros_like(patches.source)
+
+    def sizes(self, patches: Patches) -> tuple[int, ...]:
+        return (patches.source.shape[1],)
+
+
+class Given(Regions):
+    """Any partition, written down: one rank per patch."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Regions.Config):
+        ranks: tuple[int, ...]
+        """Rank of every patch's region, in raster order; equal ranks are one region, and only the order of ranks counts."""
+
+    config: Given.Config
+
+    def __call__(self, patches: Patches, mask: Mask | None = None) -> Int[Tensor, "B N"]:
+        self._check(patches)
+        ranks = torch.tensor(self.config.ranks, dtype=patches.source.dtype).to(patches.source.device, non_blocking=True)
+        return ranks[patches.source]
+
+    def sizes(self, patches: Patches) -> tuple[int, ...]:
+        self._check(patches)
+        return tuple(self.config.ranks.count(rank) for rank in sorted(set(self.config.ranks)))
+
+    def _check(self, patches: Patches) -> None:
+        patch_count = patches.source.shape[1]
+        if len(self.config.ranks) != patch_count:
+            raise UserError(
+                f"the given regions have {len(self.config.ranks)} ranks, but there are {patch_count} patches; give one each"
+            )
+
+
+def image_grid(patches: Patches, name: str) -> tuple[int, int]:
+    """(rows, columns) of the patches' grid; ``name`` is of the class that needs it, for the message.
+
+    Raises:
+        UserError: if the patches are not on a grid of two axes.
+    """
+    if patches.grid is None or len(patches.grid) != 2:
+        raise UserError(
+            f"{patches.source.shape[1]} patches are not a grid; {name}() needs an image, otherwise use Whole() or Given(...)"
+        )
+    rows, columns = patches.grid
+    return rows, columns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.convert import Origin
 from hybridmap.convert.mamba_reg import MambaReg
 from hybridmap.convert.map_hybridnet import MapHybridNet, released_layout
-from hybridmap.layers import AddNorm
+from hybridmap.layers import AddNorm, Registers
 from hybridmap.layers.registers import positions
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
@@ -43,12 +42,12 @@ def hybrid_config(args: dict[str, Any], layout: str) -> HybridNet.Config:
         num_classes=args.get("num_classes", 1000),
         layout=layout,
         num_heads=args.get("num_heads", 12),
-        transformer_mlp_ratio=args.get("mlp_ratio", 4.0) / 2,
+        transformer_mlp_ratio=float(args.get("mlp_ratio", 4.0)) / 2,
         num_registers=args.get("num_cls_tokens", 1),
         cls_reduce=args.get("cls_reduce", 1),
         norm_kind="rms" if args.get("rms_norm", False) else "layer",
         residual_in_fp32=args.get("residual_in_fp32", False),
-        drop_path=args.get("drop_path_rate", 0.1),
+        drop_path=float(args.get("drop_path_rate", 0.1)),
         **ssm,
     )
 
@@ -73,16 +72,31 @@ def check_model_gradients(rec: Recording, origin: Origin, model: nn.Module, stat
     rec.check_gradients(origin.restore(gradients, {name: tuple(value.shape) for name, value in state.items()}))
 
 
-def recorded_mask(rec: Recording) -> Mask:
-    """The recorded mask; where the orders behind it are recorded too, they must give the same under our rounding."""
-    masked = rec.input("mask").bool()
+class Scored(Random):
+    """Masking by recorded scores in place of drawn ones."""
+
+    recorded: Tensor
+
+    def scores(self, patches: Patches, ranks: Tensor, key: Tensor) -> Tensor:
+        return self.recorded
+
+
+def masked_by(scores: Tensor, config: Random.Config, patches: Patches) -> Mask:
+    """The mask that our masking makes of ``scores`` (B, N) over the image; the highest are masked."""
+    masking = Scored(config)
+    masking.recorded = scores
+    batch, count = scores.shape
+    return masking(patches, torch.zeros(batch, count, dtype=torch.long), (count,), torch.zeros(batch, dtype=torch.long))
+
+
+def recorded_mask(rec: Recording, patches: Patches) -> Mask:
+    """The recorded mask; where the orders behind it are recorded too, our masking must make the same of them."""
+    mask = Mask.from_masked(rec.input("mask").bool())
     if "orders" in rec.names("input."):
-        orders, rate = rec.input("orders"), rec.config["mask_rate"]
-        drawn = torch.zeros_like(masked).scatter(1, orders[:, : math.ceil(orders.shape[1] * rate)], True)
-        rec.check_true("the mask does not follow from the orders and the rate", torch.equal(drawn, masked))
-        ours = Random.Config(ratio=rate).build().count(orders.shape[1], ratio=rate)
-        rec.check_true(f"our masking hides {ours} patches", ours == int(masked[0].sum()))
-    return Mask.from_masked(masked)
+        earliness = -rec.input("orders").argsort(1)  # the first in the order are masked
+        ours = masked_by(earliness, Random.Config(ratio=rec.config["mask_rate"]), patches)
+        rec.check_true("our masking makes another mask of the orders", torch.equal(ours.masked, mask.masked))
+    return mask
 
 
 def mamba_index(layout: str, i: int | str) -> int:
@@ -139,7 +153,7 @@ def map_pretrain(rec: Recording) -> None:
     decoder = MAPDecoder.Config(
         width=args.get("decoder_embed_dim", 192),
         num_heads=args.get("decoder_num_heads", 16),
-        mlp_ratio=args.get("mlp_ratio", 4.0),
+        mlp_ratio=float(args.get("mlp_ratio", 4.0)),
     )
     objective = MAP.Config(backbone=hybrid_config(args, layout), decoder=decoder).build()
     load_learner(objective, origin.convert(state, num_heads=args.get("num_heads")).weights)
@@ -147,7 +161,7 @@ def map_pretrain(rec: Recording) -> None:
     backbone: SequenceBackbone = objective.backbone
 
     patches: Patches = backbone.partition(rec.input("image"))
-    mask = recorded_mask(rec)
+    mask = recorded_mask(rec, patches)
     features = backbone.encode_visible(patches, mask, taps=range(len(layout)))
     check_layers(rec, layout, features.taps)
     rec.check("output.encoder", features.patches)
@@ -173,7 +187,7 @@ def map_encoder(rec: Recording) -> None:
     model = prepare(model, args, rec.dtype)
 
     patches = model.partition(rec.input("image"))
-    features = model.encode_visible(patches, recorded_mask(rec), taps=range(len(layout)))
+    features = model.encode_visible(patches, recorded_mask(rec, patches), taps=range(len(layout)))
     everything = model.encode_visible(patches, None).patches
     check_layers(rec, layout, features.taps)
     rec.check("output.encoder", features.patches)
@@ -212,8 +226,6 @@ def mamba_reg(rec: Recording) -> None:
 
 def insertion_order(n: int, length: int) -> Tensor:
     """Which entry of [patches, registers] stands where in the sequence, read from what our registers do to numbered tokens."""
-    from hybridmap.layers import Registers
-
     registers = Registers(n, 1)
     with torch.no_grad():
         registers.token.copy_(torch.arange(length, length + n).view(1, n, 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parity_harness.hybrid import Recorder, check_model_gradients, decoder_blocks, load_learner
+from parity_harness.hybrid import Recorder, check_model_gradients, decoder_blocks, load_learner, masked_by
 from parity_harness.recording import Recording
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from hybridmap.objectives.map import MAP
 from hybridmap.objectives.targets import Pixels
 from hybridmap.tokens.masking import Random
 from hybridmap.tokens.select import take
-from hybridmap.types import Mask
 
 
 def backbone_config(args: dict[str, Any], **choices: Any) -> ViT.Config:
@@ -35,7 +34,7 @@ def backbone_config(args: dict[str, Any], **choices: Any) -> ViT.Config:
         embed_dim=args["embed_dim"],
         depth=args["depth"],
         num_heads=args["num_heads"],
-        mlp_ratio=args["mlp_ratio"],
+        mlp_ratio=float(args["mlp_ratio"]),
         **choices,
     )
 
@@ -47,7 +46,7 @@ def mae_pretrain(rec: Recording) -> None:
         width=args["decoder_embed_dim"],
         depth=args["decoder_depth"],
         num_heads=args["decoder_num_heads"],
-        mlp_ratio=args["mlp_ratio"],
+        mlp_ratio=float(args["mlp_ratio"]),
     )
     masking = Random.Config(ratio=rec.config["mask_ratio"], rounding="keep_floor")
     objective: MAP = MAP.Config(
@@ -63,12 +62,11 @@ def mae_pretrain(rec: Recording) -> None:
 
     patches = objective.backbone.partition(rec.input("image"))
     noise = rec.input("noise")
-    count = masking.build().count(noise.shape[1], ratio=rec.config["mask_ratio"])
+    mask = masked_by(noise, masking, patches)
     shuffled = noise.argsort(1)
-    kept = shuffled[:, : noise.shape[1] - count]  # in the order in which the official encoder has them
-    mask = Mask.from_masked(torch.ones_like(noise, dtype=torch.bool).scatter(1, kept, False))
     rec.check("output.mask", mask.masked.to(rec.dtype))
     rec.check("output.ids_restore", shuffled.argsort(1))
+    kept = shuffled[:, : mask.visible.shape[1]]  # in the order in which the official encoder has them
     official = torch.cat([torch.zeros_like(kept[:, :1]), 1 + kept.argsort(1).argsort(1)], dim=1)  # class token first
 
     def reordered(tokens: Tensor) -> Tensor:

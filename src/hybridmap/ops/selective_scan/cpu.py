@@ -20,6 +20,7 @@ is turned around when a chunk of its inputs, which are S times smaller than its 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,133 +47,128 @@ class Direction(NamedTuple):
     bias: Tensor | None = None
 
 
-class Gradients(NamedTuple):
-    """The gradients of one direction's tensors; zero-size for an argument that was None."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    bias: Tensor
-
-
 class _Scan:
     """One call's constants and buffers, and the two steps that the forward and the backward pass share."""
 
-    def __init__(self, directions: list[Direction], reverse: list[bool], softplus: bool) -> None:
-        first = directions[0]
+    def __init__(self, directions: Sequence[Direction], reverse: Sequence[bool], softplus: bool, buffers: int) -> None:
+        x, A = directions[0].x, directions[0].A
         self.directions, self.reverse, self.softplus = directions, reverse, softplus
-        self.batch, self.length, self.width = first.x.shape
-        self.states = first.A.shape[1]
-        self.wide = torch.promote_types(first.x.dtype, torch.float32)
+        self.batch, self.length, self.width = x.shape
+        self.states = A.shape[1]
+        self.wide = torch.promote_types(x.dtype, torch.float32)
+        self.device = x.device
         self.chunk = min(CHUNK, max(self.length, 1))
         per_sample = max(self.chunk * len(directions) * self.states * self.width, 1)
-        budget = _CACHED if first.x.device.type == "cpu" else _LARGE
-        self.block = max(1, min(self.batch, budget // per_sample))
-        self.A = self._stack([d.A.mT for d in directions])  # directions 1 S E
+        most = max(1, (_CACHED if x.device.type == "cpu" else _LARGE) // per_sample)
+        self.block = -(-self.batch // max(1, -(-self.batch // most)))
+        self.scratch = self.new(buffers, self.block * per_sample)
+        self.A = torch.stack([d.A.to(self.wide).mT for d in directions]).unsqueeze(1)  # directions 1 S E
         self.A_log2 = self.A * math.log2(math.e)
-        self.D = self._stack([d.D for d in directions])  # directions 1 E
+        self.D = self._stack([d.D for d in directions])
         self.bias = self._stack([d.bias for d in directions])
 
     def _stack(self, parameters: list[Tensor | None]) -> Tensor | None:
+        """Stack one parameter of every direction to (directions, 1, E), with zeros where it is None; None if all are."""
         present = [p for p in parameters if p is not None]
         if not present:
             return None
         return torch.stack([torch.zeros_like(present[0]) if p is None else p for p in parameters]).to(self.wide).unsqueeze(1)
 
     def new(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.wide, device=self.directions[0].x.device)
+        return torch.empty(shape, dtype=self.wide, device=self.device)
 
     def blocks(self) -> list[slice]:
-        return [slice(first, min(first + self.block, self.batch)) for first in range(0, self.batch, self.block)]
+        return [slice(first, min(first + self.block, self.batch)) for first in range(0, self.batch, self.block)] if self.length else []
 
-    def chunks(self) -> list[tuple[int, int]]:
-        return [(first, min(first + self.chunk, self.length)) for first in range(0, self.length, self.chunk)]
+    def chunks(self) -> list[slice]:
+        return [slice(first, min(first + self.chunk, self.length)) for first in range(0, self.length, self.chunk)]
 
-    def where(self, g: int, begin: int, end: int) -> slice:
-        """The memory positions of the tokens [begin, end) of direction g's scan order."""
-        return slice(self.length - end, self.length - begin) if self.reverse[g] else slice(begin, end)
+    def buffers(self, tokens: slice, samples: int) -> list[Tensor]:
+        """Contiguous (tokens, directions, samples, S, E) views of the scratch memory, the same memory for every chunk."""
+        shape = (tokens.stop - tokens.start, len(self.directions), samples, self.states, self.width)
+        return [buffer[: math.prod(shape)].view(shape) for buffer in self.scratch.unbind(0)]
 
-    def load(self, tensors: list[Tensor], rows: slice, begin: int, end: int) -> Tensor:
-        """Copy a chunk, one (batch, L, K) tensor per direction, into (tokens, directions, samples, K), in scan order."""
-        parts = [v[rows, self.where(g, begin, end)].transpose(0, 1) for g, v in enumerate(tensors)]
-        into = self.new(end - begin, len(parts), *parts[0].shape[1:])
-        for g, part in enumerate(parts):
-            into[:, g].copy_(part.flip(0) if self.reverse[g] else part)
+    def load(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Copy one (samples, L, K) tensor per direction to (L, directions, samples, K), in scan order and wide."""
+        into = self.new(self.length, len(tensors), tensors[0].shape[0], tensors[0].shape[2])
+        for values, column, reverse in zip(tensors, into.unbind(1), self.reverse, strict=True):
+            column.copy_((values.flip(1) if reverse else values).transpose(0, 1))
         return into
 
-    def store(self, values: Tensor, into: list[Tensor], rows: slice, begin: int, end: int, *, add: bool = False) -> None:
-        """The inverse of ``load``: write, or add, a chunk of results to the directions' tensors."""
-        for g, target in enumerate(into):
-            part = values[:, g].flip(0) if self.reverse[g] else values[:, g]
-            view = target[rows, self.where(g, begin, end)]
-            (view.add_ if add else view.copy_)(part.transpose(0, 1))
+    def store(self, values: Tensor, into: Sequence[Tensor], rows: slice) -> None:
+        """Write (L, directions, samples, K) in scan order to the rows of one (batch, L, K) tensor per direction."""
+        for column, target, reverse in zip(values.unbind(1), into, self.reverse, strict=True):
+            target[rows] = (column.flip(0) if reverse else column).transpose(0, 1)
 
-    def step_sizes(self, rows: slice, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return (raw, delta): the input of softplus and the step size, (tokens, directions, samples, E)."""
-        raw = self.load([d.dt for d in self.directions], rows, begin, end)
+    def total(self, values: Tensor) -> Tensor:
+        """Add the directions of (L, directions, samples, E) token by token: (samples, L, E) in memory order."""
+        parts = [v.flip(0) if reverse else v for v, reverse in zip(values.unbind(1), self.reverse, strict=True)]
+        return sum(parts[1:], start=parts[0]).transpose(0, 1)
+
+    def inputs(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return (x, B, C, raw, delta) of a block, in scan order; raw is what softplus turns into the step size delta."""
+        x, raw, B, C = (self.load([d[i][rows] for d in self.directions]) for i in (0, 1, 3, 4))
         if self.bias is not None:
             raw += self.bias
-        return raw, F.softplus(raw) if self.softplus else raw
+        return x, B, C, raw, F.softplus(raw) if self.softplus else raw
 
-    def run(self, delta: Tensor, x: Tensor, B: Tensor, carried: Tensor, decay: Tensor, state: Tensor) -> Tensor:
-        """Fill the chunk's ``decay`` and ``state`` buffers from the state before it; return delta * x."""
-        assert self.A_log2 is not None
+    def run(self, delta: Tensor, dx: Tensor, B: Tensor, before: Tensor, decay: Tensor, state: Tensor) -> None:
+        """Fill a chunk's ``decay`` and ``state`` buffers, given the state before it; ``dx`` is delta * x."""
         torch.mul(delta.unsqueeze(-2), self.A_log2, out=decay)
         torch.exp2(decay, out=decay)
-        dx = delta * x
         torch.mul(dx.unsqueeze(-2), B.unsqueeze(-1), out=state)
-        before = carried
         for now, a in zip(state.unbind(0), decay.unbind(0), strict=True):
             now.addcmul_(a, before)
             before = now
-        return dx
 
 
-def _rows_times(left: Tensor, right: Tensor) -> Tensor:
-    """Per token and row a vector times a matrix: (..., K) and (..., K, M) -> (..., M), as one batched product."""
-    product = torch.bmm(left.reshape(-1, 1, left.shape[-1]), right.flatten(0, -3))
-    return product.view(*left.shape[:-1], right.shape[-1])
+def _contract(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Per token and row a vector times a matrix: (..., K) and (..., K, M) -> out (..., M), as one batched product."""
+    torch.bmm(left.flatten(0, -2).unsqueeze(1), right.flatten(0, -3), out=out.flatten(0, -2).unsqueeze(1))
 
 
 def forward(
-    directions: list[Direction], reverse: list[bool], z: Tensor | None, h0: Tensor | None, softplus: bool, scale: float, keep: bool
+    directions: Sequence[Direction],
+    reverse: Sequence[bool],
+    z: Tensor | None,
+    h0: Tensor | None,
+    *,
+    softplus: bool,
+    scale: float,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan every direction, add them, gate and scale once.
+    """Scan every direction, add them, gate and scale once; return (out, last, kept).
 
-    ``h0`` and the returned last state are (directions, batch, E, S); the returned ``kept`` states are
-    (chunks, directions, batch, S, E), zero-size unless ``keep``.
+    ``h0`` and ``last`` are (directions, batch, E, S); ``kept``, the state before each chunk, is
+    (chunks, directions, batch, S, E), or zero-size without ``keep``.
     """
-    scan = _Scan(directions, reverse, softplus)
-    x0, G = directions[0].x, len(directions)
-    out = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
-    last = scan.new(G, scan.batch, scan.width, scan.states)
-    kept = scan.new(len(scan.chunks()), G, scan.batch, scan.states, scan.width) if keep else scan.new(0)
-    buffers = scan.new(2, scan.chunk, G, scan.block, scan.states, scan.width)
+    scan = _Scan(directions, reverse, softplus, buffers=2)
+    out = torch.empty(directions[0].x.shape, dtype=directions[0].x.dtype, device=scan.device)
+    last = scan.new(len(directions), scan.batch, scan.width, scan.states)
+    if h0 is None:
+        last.zero_()
+    else:
+        last.copy_(h0)
+    kept = scan.new(len(scan.chunks()), len(directions), scan.batch, scan.states, scan.width) if keep else scan.new(0)
     for rows in scan.blocks():
-        samples = rows.stop - rows.start
-        carried = scan.new(G, samples, scan.states, scan.width)
-        carried.zero_() if h0 is None else carried.copy_(h0[:, rows].mT)
-        y = scan.new(samples, scan.length, scan.width).zero_()
-        for c, (begin, end) in enumerate(scan.chunks()):
+        x, B, C, _, delta = scan.inputs(rows)
+        dx = delta * x
+        y = torch.empty_like(x)
+        before = last[:, rows].mT.contiguous()  # directions samples S E
+        for c, tokens in enumerate(scan.chunks()):
+            decay, state = scan.buffers(tokens, before.shape[1])
             if keep:
-                kept[c, :, rows] = carried
-            decay, state = buffers[:, : end - begin, :, :samples]
-            x = scan.load([d.x for d in directions], rows, begin, end)
-            B, C = (scan.load([d[i] for d in directions], rows, begin, end) for i in (3, 4))
-            _, delta = scan.step_sizes(rows, begin, end)
-            scan.run(delta, x, B, carried, decay, state)
-            carried.copy_(state[-1])
-            part = _rows_times(C, state)  # tokens directions samples E
-            if scan.D is not None:
-                part.addcmul_(x, scan.D)
-            scan.store(part, [y] * G, slice(None), begin, end, add=True)
+                kept[c, :, rows] = before
+            scan.run(delta[tokens], dx[tokens], B[tokens], before, decay, state)
+            before.copy_(state[-1])
+            _contract(C[tokens], state, y[tokens])
+        last[:, rows] = before.mT
+        if scan.D is not None:
+            y.addcmul_(x, scan.D)
+        total = scan.total(y)
         if z is not None:
-            y *= F.silu(z[rows].to(scan.wide))
-        out[rows] = y.mul_(scale) if scale != 1.0 else y
-        last[:, rows] = carried.mT
+            total = F.silu(z[rows].to(scan.wide)).mul_(total)
+        out[rows] = total * scale if scale != 1.0 else total
     return out, last, kept
 
 
@@ -180,93 +176,84 @@ def backward(
     dout: Tensor,
     dlast: Tensor | None,
     kept: Tensor,
-    directions: list[Direction],
-    reverse: list[bool],
+    directions: Sequence[Direction],
+    reverse: Sequence[bool],
     z: Tensor | None,
-    has_h0: bool,
+    *,
     softplus: bool,
     scale: float,
-) -> tuple[list[Gradients], Tensor, Tensor]:
-    """Return the gradients of every direction, of z, and of h0 (the latter two zero-size where there is none)."""
-    scan = _Scan(directions, reverse, softplus)
-    G, device = len(directions), dout.device
-    assert scan.A is not None
-    grads = [
-        Gradients(
-            *(torch.empty(v.shape, dtype=v.dtype, device=device) for v in (d.x, d.dt)),
-            torch.zeros(d.A.shape, dtype=scan.wide, device=device),
-            *(torch.empty(v.shape, dtype=v.dtype, device=device) for v in (d.B, d.C)),
-            *(torch.zeros(0 if v is None else scan.width, dtype=scan.wide, device=device) for v in (d.D, d.bias)),
-        )
-        for d in directions
-    ]
-    dz = torch.empty(0 if z is None else z.shape, dtype=dout.dtype, device=device)
-    dh0 = scan.new(G, scan.batch, scan.width, scan.states) if has_h0 else scan.new(0)
-    dA = torch.zeros_like(scan.A)  # directions 1 S E
-    dD, dbias = (scan.new(G, scan.width).zero_() for _ in range(2))
-    buffers = scan.new(3, scan.chunk, G, scan.block, scan.states, scan.width)
+) -> tuple[list[Direction], Tensor | None, Tensor]:
+    """Return the gradients of every direction's tensors, of z, and of h0; ``dlast`` is (directions, batch, E, S)."""
+    scan = _Scan(directions, reverse, softplus, buffers=3)
+    like = [[torch.empty(v.shape, dtype=v.dtype, device=scan.device) for v in (d.x, d.dt, d.B, d.C)] for d in directions]
+    to_x, to_dt, to_B, to_C = zip(*like, strict=True)
+    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=scan.device)
+    dh0 = scan.new(len(directions), scan.batch, scan.width, scan.states)
+    if dlast is None:
+        dh0.zero_()
+    else:
+        dh0.copy_(dlast)
+    dA = torch.zeros_like(scan.A).squeeze(1)  # directions S E
+    dD, dbias = scan.new(2, len(directions), scan.width).zero_()
     for rows in scan.blocks():
-        samples = rows.stop - rows.start
-        gy = dout[rows].to(scan.wide)
-        if scale != 1.0:
-            gy = gy * scale
-        dgate = gy
-        if z is not None:
-            gate = z[rows].to(scan.wide)
-            gy = gy * F.silu(gate)
-        y = None if z is None else torch.zeros_like(gy)
-        carried = scan.new(G, samples, scan.states, scan.width)
-        carried.zero_() if dlast is None else carried.copy_(dlast[:, rows].mT)
-        dA_rows = torch.zeros_like(carried)
-        for c, (begin, end) in reversed(list(enumerate(scan.chunks()))):
-            a, h, dh = buffers[:, : end - begin, :, :samples]
-            x = scan.load([d.x for d in directions], rows, begin, end)
-            B, C = (scan.load([d[i] for d in directions], rows, begin, end) for i in (3, 4))
-            raw, delta = scan.step_sizes(rows, begin, end)
+        x, B, C, raw, delta = scan.inputs(rows)
+        dx = delta * x
+        gate = None if z is None else z[rows].to(scan.wide)
+        dtotal = dout[rows].to(scan.wide) * scale  # samples L E
+        gy = scan.load([dtotal if gate is None else dtotal * F.silu(gate)] * len(directions))
+        y, s, q = (torch.empty_like(x) for _ in range(3))  # L directions samples E
+        dB, dC = torch.empty_like(B), torch.empty_like(C)
+        after = dh0[:, rows].mT.contiguous()  # directions samples S E
+        dA_rows = torch.zeros_like(after)
+        for c, tokens in reversed(list(enumerate(scan.chunks()))):
+            a, h, dh = scan.buffers(tokens, after.shape[1])
             before = kept[c, :, rows]
-            dx = scan.run(delta, x, B, before, a, h)
-            g = scan.load([gy] * G, slice(None), begin, end)
-            if y is not None:
-                part = _rows_times(C, h)
-                if scan.D is not None:
-                    part.addcmul_(x, scan.D)
-                scan.store(part, [y] * G, slice(None), begin, end, add=True)
-            scan.store(_rows_times(g, h.mT), [d.C for d in grads], rows, begin, end)
-            # the adjoint recurrence: dh_t = gy_t C_t + a_{t+1} dh_{t+1}
-            torch.mul(g.unsqueeze(-2), C.unsqueeze(-1), out=dh)
-            dhs, decays = dh.unbind(0), a.unbind(0)
-            dhs[-1].add_(carried)
-            for t in range(end - begin - 2, -1, -1):
-                dhs[t].addcmul_(decays[t + 1], dhs[t + 1])
-            torch.mul(dhs[0], decays[0], out=carried)
-            scan.store(_rows_times(dx, dh.mT), [d.B for d in grads], rows, begin, end)
-            s = _rows_times(B, dh)  # tokens directions samples E
-            # a becomes P_t = dh_t a_t h_{t-1}
+            scan.run(delta[tokens], dx[tokens], B[tokens], before, a, h)
+            if gate is not None:
+                _contract(C[tokens], h, y[tokens])
+            _contract(gy[tokens], h.mT, dC[tokens])
+            torch.mul(gy[tokens].unsqueeze(-2), C[tokens].unsqueeze(-1), out=dh)
+            decays, adjoints = a.unbind(0), dh.unbind(0)
+            adjoints[-1].add_(after)
+            for t in range(len(adjoints) - 2, -1, -1):
+                adjoints[t].addcmul_(decays[t + 1], adjoints[t + 1])
+            torch.mul(adjoints[0], decays[0], out=after)
+            _contract(B[tokens], dh, s[tokens])
+            _contract(dx[tokens], dh.mT, dB[tokens])
+            # from here on ``a`` is dh_t a_t h_{t-1}, what reaches the exponent delta A
             a[1:].mul_(h[:-1])
             a[0].mul_(before)
             a.mul_(dh)
             torch.mul(a, scan.A, out=h)
-            q = h.sum(-2)  # tokens directions samples E
-            for now, step in zip(decays, delta.unsqueeze(-2).unbind(0), strict=True):
-                dA_rows.addcmul_(now, step)
-            ddt = q.addcmul_(s, x)
-            if softplus:
-                ddt = torch.ops.aten.softplus_backward(ddt, raw, 1, 20)
-            dbias += ddt.sum((0, 2))
-            scan.store(ddt, [d.dt for d in grads], rows, begin, end)
-            s *= delta
+            torch.sum(h, -2, out=q[tokens])
+            dA_rows += a.mul_(delta[tokens].unsqueeze(-2)).sum(0)
+        dA += dA_rows.sum(1)
+        dh0[:, rows] = after.mT
+        if gate is not None:
+            assert dz is not None
             if scan.D is not None:
-                s.addcmul_(g, scan.D)
-                dD += (g * x).sum((0, 2))
-            scan.store(s, [d.x for d in grads], rows, begin, end)
-        dA += dA_rows.sum(1, keepdim=True)
-        if z is not None:
-            dz[rows] = torch.ops.aten.silu_backward(dgate.mul_(y) if dgate is not dout else dgate * y, gate)
-        if has_h0:
-            dh0[:, rows] = carried.mT
-    for g, grad in enumerate(grads):
-        grad.A.copy_(dA[g, 0].mT)
-        for mine, all_ in ((grad.D, dD), (grad.bias, dbias)):
-            if mine.numel():
-                mine.copy_(all_[g])
-    return grads, dz, dh0
+                y.addcmul_(x, scan.D)
+            dz[rows] = torch.ops.aten.silu_backward(dtotal * scan.total(y), gate)
+        q.addcmul_(s, x)
+        ddt = torch.ops.aten.softplus_backward(q, raw, 1, 20) if softplus else q
+        s *= delta
+        if scan.D is not None:
+            s.addcmul_(gy, scan.D)
+            dD += (gy * x).sum((0, 2))
+        if scan.bias is not None:
+            dbias += ddt.sum((0, 2))
+        for values, into in ((s, to_x), (ddt, to_dt), (dB, to_B), (dC, to_C)):
+            scan.store(values, into, rows)
+    gradients = [
+        Direction(
+            to_x[g],
+            to_dt[g],
+            dA[g].mT.contiguous(),
+            to_B[g],
+            to_C[g],
+            None if d.D is None else dD[g].clone(),
+            None if d.bias is None else dbias[g].clone(),
+        )
+        for g, d in enumerate(directions)
+    ]
+    return gradients, dz, dh0

@@ -1,0 +1,217 @@
+"""What commands do with runs: open one (or a weight file, or a model by name), find its images, and run a recipe."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.names import ALIASES, MODELS
+from hybridmap.cli.flags import RunOptions, closest
+from hybridmap.data.base import Dataset
+from hybridmap.data.bundled import BundledPhotos
+from hybridmap.data.folder import ImageFolder
+from hybridmap.data.image_transforms import CentreCrop, normalise
+from hybridmap.errors import UserError
+
+if TYPE_CHECKING:
+    from hybridmap.train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A backbone with weights, and the images that it is used to."""
+
+    name: str
+    """As the user called it."""
+    backbone: Backbone
+    data: Any = None
+    """The Dataset.Config that it was trained on; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Source):
+    """A run directory, opened."""
+
+    path: Path
+    recipe: Recipe
+    learner: nn.Module
+    """The whole of what was trained, with its newest weights."""
+
+
+def smoke() -> bool:
+    """Whether HYBRIDMAP_SMOKE=1 asks for everything in seconds: the same steps, far too small to learn anything."""
+    return os.environ.get("HYBRIDMAP_SMOKE", "") not in ("", "0")
+
+
+def device_named(name: str) -> torch.device:
+    """``auto`` is the first of cuda, mps, cpu that is there.
+
+    Raises:
+        UserError: for a device that does not exist here.
+    """
+    from hybridmap.train.distributed import choose_device
+
+    return choose_device(name)
+
+
+def first_word(arguments: Sequence[str], command: str, expected: str) -> str:
+    """The first argument, which decides about the defaults of all others; ``--help`` works without it."""
+    if not arguments:
+        raise UserError(f"expected {expected}; try hybridmap {command} --help")
+    if arguments[0] in ("-h", "--help"):
+        return next(name for name in MODELS if "tiny" in name)
+    if arguments[0].startswith("-"):
+        raise UserError(f"expected {expected} first, got {arguments[0]}; try hybridmap {command} --help")
+    return arguments[0]
+
+
+def open_source(name: str) -> Source:
+    """A run directory, a weight file (ours or official), or the name of a model with its initial weights.
+
+    Raises:
+        UserError: if it is none of them, or cannot be read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return open_run(name)
+    if path.is_file():
+        from hybridmap.convert import load_checkpoint
+
+        loaded = load_checkpoint(path)
+        if loaded.config is None:
+            raise UserError(f"{name} does not say which network it belongs to; give the run directory that it came from")
+        backbone = loaded.config.build()
+        backbone.load_state_dict(loaded.backbone)
+        return Source(name=name, backbone=backbone.eval())
+    if name in MODELS or name in ALIASES:
+        torch.manual_seed(0)
+        return Source(name=name, backbone=replace(MODELS[ALIASES.get(name, name)], num_classes=0).build().eval())
+    hint = closest(name, (*MODELS, *ALIASES), "hybridmap models")
+    raise UserError(f"{name} is no run directory, no weight file and no model; {hint}")
+
+
+def open_run(name: str) -> Run:
+    """A run directory with its newest weights: final ones, else those of the newest checkpoint.
+
+    Raises:
+        UserError: if it is no run directory, or has no weights yet.
+    """
+    from hybridmap.tasks.features import network_of
+    from hybridmap.train.run_dir import open_weights, read_recipe
+
+    path = Path(name).expanduser()
+    recipe = read_recipe(path)
+    learner = recipe.learner.build()
+    learner.load_state_dict(open_weights(path))
+    return Run(name=name, backbone=network_of(learner), data=recipe.data, path=path, recipe=recipe, learner=learner.eval())
+
+
+def evaluation_data(source: Source, *, root: str | None = None, split: str = "all", workers: int | None = None) -> Any:
+    """The images that a source is used to, without randomness in the crops; those below ``root`` if given.
+
+    Bundled photographs have no part that is all of them; there it is the held-out halves.
+    """
+    data = source.data
+    if not isinstance(data, ImageFolder.Config) and (data is None or root is not None):
+        known = {} if data is None else {"size": data.size, "mean": data.mean, "std": data.std}
+        data = ImageFolder.Config(**({"size": source.backbone.config.img_size} | known))
+    if isinstance(data, ImageFolder.Config):
+        data = replace(data, root=data.root if root is None else root, split=split, crop=CentreCrop.Config())
+    elif isinstance(data, BundledPhotos.Config):
+        data = replace(data, split="train" if split == "train" else "test", flip=False)
+    return data if workers is None else replace(data, workers=workers)
+
+
+def split_data(source: Source) -> tuple[Any, Any]:
+    """(training images, test images) for a probe."""
+    return evaluation_data(source, split="train"), evaluation_data(source, split="test")
+
+
+def spread_data_flags(arguments: Sequence[str]) -> list[str]:
+    """``--data.X VALUE`` as ``--train.X VALUE --test.X VALUE``: what training and test images have in common is said once."""
+    words, spread = list(arguments), []
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        if not flag.startswith("--data."):
+            spread.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        while not equals and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        for part in ("train", "test"):
+            spread += [f"--{part}.{flag.removeprefix('--data.')}", *values]
+    return spread
+
+
+def sample_images(data: Dataset.Config, count: int) -> Float[Tensor, "B C H W"]:
+    """A few normalised images, evenly spread over the data set, the same ones each time."""
+    dataset = data.build()
+    count = min(count, len(dataset))
+    indices = [i * len(dataset) // count for i in range(count)]
+    return normalise(dataset.samples(indices, indices).images, data.mean, data.std)
+
+
+def read_images(paths: Sequence[str], data: Dataset.Config) -> Float[Tensor, "B C H W"]:
+    """Image files of any size and format, cropped in the middle to the size of ``data``, normalised.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
+    from hybridmap.data.base import UnreadableImage
+    from hybridmap.data.decode import decode
+
+    crop, size = CentreCrop.Config().build(), data.image_size
+    images = []
+    for path in paths:
+        try:
+            found = decode(path, lambda full: min(side / out for side, out in zip(full, size, strict=True)))
+        except UnreadableImage as error:
+            raise UserError(f"{error.path} cannot be read ({error.reason}); expected an image file") from None
+        images.append(crop(found.image, size, 0, found.full))
+    return normalise(torch.stack(images), data.mean, data.std)
+
+
+def shrink(recipe: Recipe) -> Recipe:
+    """The recipe at the smallest size, on its own images: what HYBRIDMAP_SMOKE=1 makes of any command."""
+    from hybridmap.recipes.smoke import SIZE, scale_down
+
+    def small(data: Any) -> Any:
+        return replace(data, size=SIZE, workers=0)
+
+    little, learner = scale_down(recipe), recipe.learner
+    exams = {}
+    for name, exam in recipe.exams.items():
+        kept = {f.name: getattr(exam, f.name) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)}
+        exams[name] = replace(little.exams[name], **{key: small(data) for key, data in kept.items()})
+    classes = {"num_classes": learner.num_classes} if hasattr(learner, "num_classes") else {}
+    return replace(little, learner=replace(little.learner, **classes), data=small(recipe.data), exams=exams)
+
+
+def run_recipe(name: str, recipe: Recipe, options: RunOptions, command: str, arguments: Sequence[str]) -> Path:
+    """Train, then draw pictures and write the report; returns the run directory."""
+    from hybridmap.cli import report
+    from hybridmap.data.loader import Loader
+    from hybridmap.recipes import share_data
+    from hybridmap.report.files import replace_file
+    from hybridmap.report.html import RESULTS, tables_as_json
+    from hybridmap.train.loop import train
+
+    recipe = share_data(recipe)
+    if smoke():
+        recipe = shrink(recipe)
+    out = Path(options.out or f"runs/{name}").expanduser()
+    train(recipe, out, device=options.device, overwrite=options.overwrite, loader=Loader)
+    if int(os.environ.get("RANK", "0")) == 0:
+        replace_file(out / RESULTS, tables_as_json([], command=shlex.join(["hybridmap", command, *arguments])))
+        page = report.write(open_run(str(out)), device=options.device)
+        print(f"done: {page}")
+    return out

@@ -1,0 +1,131 @@
+"""What every pretraining objective promises: a learner around a backbone, whose random choices can also be made by hand."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hybridmap import config as configuration
+from hybridmap.backbones.base import Backbone
+from hybridmap.config import Configurable
+from hybridmap.errors import UserError
+from hybridmap.layers.pos_embed import resample
+from hybridmap.types import Batch, InitReport, Loss, Mask, Patches
+
+_BACKBONE = "backbone."
+_FIXED = "fixed positions are computed for the grid"
+_LEFT_OUT = ("registers.", "head.")
+"""Parts of a backbone that pretraining builds it without."""
+
+
+class Objective(nn.Module, Configurable):
+    """Abstract. A concrete objective sets ``backbone``, which is what transfers, and implements the three methods below."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configuration.Config):
+        """Fields that all objectives have."""
+
+        backbone: Backbone.Config
+        """The network to be pretrained; it is built without registers, neck and classifier."""
+
+    config: Any
+    backbone: Any
+    """The encoder, a :class:`hybridmap.backbones.base.Backbone`."""
+
+    def __init__(self, config: Any) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.backbone = config.backbone.encoder().build()
+
+    def forward(self, batch: Batch) -> Loss:
+        patches = self.backbone.partition(batch.inputs)
+        return self.step(patches, self.draw(patches, batch), batch.key)
+
+    @abstractmethod
+    def draw(self, patches: Patches, batch: Batch) -> Mask:
+        """Decide what is masked: a function of the batch's keys."""
+
+    @abstractmethod
+    def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
+        """The loss under a given mask. Public: a recorded or hand-made mask goes in here, and this is what gets compiled."""
+
+    @abstractmethod
+    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
+        """What the objective says about every patch, on the target's scale, by position in the scan."""
+
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name -> depth for layer-wise learning rates; everything beside the backbone counts as behind it."""
+        ids = {f"backbone.{name}": depth for name, depth in self.backbone.layer_ids().items()}
+        last = max(ids.values())
+        return {name: ids.get(name, last) for name, _ in self.named_parameters()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def initialise(self, weights: dict[str, Tensor]) -> InitReport:
+        """Continue from weights of such an objective, of a fine-tuned network, or of a bare backbone, by our names.
+
+        The backbone is taken over whole, with learned positions resampled where the grids differ. What stands beside it (a
+        decoder) is taken over whole or starts fresh.
+
+        Raises:
+            UserError: if the weights are of another backbone.
+        """
+        wrapped = any(name.startswith("backbone.") for name in weights)
+        original = {_own_name(name, wrapped): name for name in weights}
+        own = dict(self.state_dict())
+        fitted = {name: self._fit(name, value, weights.get(original.get(name, ""))) for name, value in own.items()}
+        taken = {name: value for name, value in fitted.items() if isinstance(value, Tensor)}
+        fresh = {name: reason for name, reason in fitted.items() if isinstance(reason, str)}
+        surplus = {name for name in original.keys() - own.keys() if name.startswith(_BACKBONE)}
+        self._check_backbone(fresh, {name for name in surplus if not name.removeprefix(_BACKBONE).startswith(_LEFT_OUT)})
+        beside = {name for name in own if not name.startswith(_BACKBONE)}
+        if any(fresh.get(name, _FIXED) != _FIXED for name in beside):
+            fresh |= {name: "it belongs to other parts that do not fit" for name in own if name in beside & taken.keys()}
+            taken = {name: value for name, value in taken.items() if name not in beside}
+        self.load_state_dict(own | taken)
+        reasons = fresh | dict.fromkeys(surplus, "pretraining builds the network without it")
+        dropped = {original[name]: reasons.get(name, "there is no such part here") for name in original if name not in taken}
+        return InitReport(loaded=tuple(taken), dropped=dropped, fresh=fresh)
+
+    def _fit(self, name: str, own: Tensor, given: Tensor | None) -> Tensor | str:
+        """The given tensor as it can be loaded under this name, or why it cannot."""
+        if given is None:
+            return "the weights hold no such part"
+        if name.endswith("pos_embed") and given.shape[1:2] != own.shape[1:2]:
+            if not self.get_parameter(name).requires_grad:
+                return _FIXED
+            given = _on_grid(given, tuple(self.backbone.grid))
+        return given if given.shape == own.shape else f"it is {tuple(given.shape)} in the weights and {tuple(own.shape)} here"
+
+    def _check_backbone(self, fresh: dict[str, str], surplus: set[str]) -> None:
+        misfits = [(name, reason) for name, reason in fresh.items() if name.startswith(_BACKBONE) and reason != _FIXED]
+        misfits += [(name, "the network has no such part") for name in sorted(surplus)]
+        if misfits:
+            name, reason = misfits[0]
+            raise UserError(
+                f"the weights are of another backbone ({name.removeprefix(_BACKBONE)}: {reason}; {len(misfits)} such tensors);"
+                " choose a recipe of the same family, layout and size"
+            )
+
+
+def _own_name(name: str, wrapped: bool) -> str:
+    """Our name of a given tensor: that of a bare backbone lacks the ``backbone.`` in front, unless it is of a decoder."""
+    return name if wrapped or name.startswith("decoder.") else f"backbone.{name}"
+
+
+def _on_grid(table: Float[Tensor, "1 P D"], grid: tuple[int, ...]) -> Float[Tensor, "1 Q D"]:
+    """Learned positions for ``grid``; the grid they were learned on is square, or else has the shape of the new one."""
+    stored = table.shape[1]
+    side, rows = math.isqrt(stored), round(math.sqrt(stored * grid[0] / grid[1]))
+    if side * side == stored:
+        return resample(table, (side, side), grid)
+    if rows and rows * rows * grid[1] == stored * grid[0]:
+        return resample(table, (rows, stored // rows), grid)
+    raise UserError(f"cannot tell the grid of {stored} stored positions, which is neither square nor of the shape {grid}")

@@ -1,0 +1,151 @@
+"""What predicts the masked patches: visible features and mask tokens, put in their places, through a few attention blocks.
+
+    features of the visible ─ embed ─┐
+                                     ├─▶ in their places, + positions ─ blocks (who may look at whom) ─ norm ─ pred ─▶ B N P
+    mask token for the others ───────┘
+
+A mask token and a visible token have the same rights, as queries and as keys; the permission depends on regions alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from hybridmap import config as configuration
+from hybridmap.config import Configurable
+from hybridmap.errors import UserError
+from hybridmap.layers.block import CrossBlock, TransformerBlock
+from hybridmap.layers.pos_embed import resample, sincos_2d
+from hybridmap.tokens.select import put
+from hybridmap.types import Features, Mask, Patches
+
+
+class Decoder(nn.Module, Configurable):
+    """Abstract. A concrete decoder sets ``layers`` and ``pos_embed`` and implements :meth:`forward`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(configuration.Config):
+        """Fields that all decoders have; the defaults are MAP's."""
+
+        width: int = 192
+        """Width of the decoder, whatever the encoder's."""
+        depth: int = 4
+        """Number of blocks."""
+        num_heads: int = 16
+        """Attention heads; must divide the width."""
+        mlp_ratio: float = 4.0
+        """Hidden width of the MLP over ``width``."""
+
+    config: Any
+    layers: nn.ModuleList
+    pos_embed: nn.Parameter
+    eps = 1e-5
+    """Of all norms."""
+
+    def __init__(self, config: Any, *, embed_dim: int, grid: tuple[int, int], patch_values: int) -> None:
+        """``embed_dim`` is the encoder's width, ``grid`` the rows and columns of the stored positions, ``patch_values`` P."""
+        nn.Module.__init__(self)
+        self.config = config
+        for name in ("width", "depth"):
+            if getattr(config, name) < 1:
+                raise UserError(f"the {name} of the decoder must be at least 1, got {getattr(config, name)}")
+        self.grid = grid
+        self.embed = nn.Linear(embed_dim, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.norm = nn.LayerNorm(config.width, self.eps)
+        self.pred = nn.Linear(config.width, patch_values)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Xavier for all linear maps, small random mask token. Source: facebookresearch/mae, yunzeliu/MAP."""
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @abstractmethod
+    def forward(
+        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "B 1 N N"] | None
+    ) -> Float[Tensor, "B N P"]:
+        """Predict the values of all patches, by position in the scan. ``allowed``: who may look at whom, None = all at all."""
+
+    def place(self, seen: Float[Tensor, "B V W"], mask: Mask, patches: Patches) -> Float[Tensor, "B N W"]:
+        """Embedded visible tokens in their places, mask tokens elsewhere, positions (resampled to the patches' grid) added."""
+        batch, patch_count = mask.masked.shape
+        fill = self.mask_token.to(seen.dtype).expand(batch, patch_count, -1)
+        table = resample(self.pos_embed, self.grid, patches.grid or self.grid)
+        return put(seen, mask.visible, fill) + F.embedding(patches.source, table[0])
+
+
+class MAPDecoder(Decoder):
+    """The released decoder of MAP: four narrow blocks with separate norms for queries and keys, learned positions.
+
+    Class and register tokens do not reach it. Source: yunzeliu/MAP:models_mamba.py.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Decoder.Config):
+        """192 x 4, 16 heads: the same for encoders of every size."""
+
+    def __init__(self, config: MAPDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int) -> None:
+        super().__init__(config, embed_dim=embed_dim, grid=grid, patch_values=patch_values)
+        blocks = (CrossBlock(config.width, config.num_heads, config.mlp_ratio, eps=self.eps) for _ in range(config.depth))
+        self.layers = nn.ModuleList(blocks)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], config.width))
+        self._initialise()
+        nn.init.normal_(self.pos_embed, std=0.02)
+
+    def forward(
+        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "B 1 N N"] | None
+    ) -> Float[Tensor, "B N P"]:
+        x = self.place(self.embed(features.patches), mask, patches)
+        for block in self.layers:
+            x = block(x, x, allowed)
+        return self.pred(self.norm(x))
+
+
+class MAEDecoder(Decoder):
+    """The decoder of MAE: ordinary Transformer blocks, fixed sine-cosine positions, the encoder's class token in front.
+
+    The class token takes part only where everybody may look at everybody: under any other permission it would carry what
+    lies in later regions to earlier ones. Source: facebookresearch/mae:models_mae.py.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Decoder.Config):
+        width: int = 512
+        """Width of the decoder, a multiple of 4."""
+        depth: int = 8
+        """Number of blocks."""
+        prefix: bool = True
+        """Whether the encoder's class token, if it has one, is decoded along."""
+
+    config: MAEDecoder.Config
+    eps = 1e-6
+
+    def __init__(self, config: MAEDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int) -> None:
+        super().__init__(config, embed_dim=embed_dim, grid=grid, patch_values=patch_values)
+        blocks = (TransformerBlock(config.width, config.num_heads, config.mlp_ratio, eps=self.eps) for _ in range(config.depth))
+        self.layers = nn.ModuleList(blocks)
+        self.pos_embed = nn.Parameter(sincos_2d(config.width, grid), requires_grad=False)
+        if config.prefix:
+            self.cls_pos = nn.Parameter(torch.zeros(1, 1, config.width), requires_grad=False)
+        self._initialise()
+
+    def forward(
+        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "B 1 N N"] | None
+    ) -> Float[Tensor, "B N P"]:
+        x = self.place(self.embed(features.patches), mask, patches)
+        count = features.prefix.shape[1] if self.config.prefix and allowed is None else 0
+        if count:
+            x = torch.cat([self.embed(features.prefix) + self.cls_pos, x], dim=1)
+        for block in self.layers:
+            x = block(x, allowed)
+        return self.pred(self.norm(x))[:, count:]

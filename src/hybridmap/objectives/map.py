@@ -1,0 +1,95 @@
+"""Masked autoregressive pretraining (MAP), and everything that the paper compares it with: one computation, two choices.
+
+The encoder sees the visible patches. The decoder predicts the masked ones, region after region: for a patch of region r it may
+look at regions 0 .. r. The two choices are the partition into regions and who may look at whom:
+
+    objective            regions    decoder_mask    usual masking
+    MAP                  Rows       "map"           Random, ratio 0.5
+    local MAE            Rows       "local_mae"     Random, ratio 0.5
+    AR decoder mask      Rows       "ar"            Random, ratio 0.5
+    pilot AR, n tokens   Rows       "ar"            Sequential, count n
+    MAE                  any        "mae"           Random, ratio 0.75, rounding "keep_floor"; MAE's own decoder: MAEDecoder
+
+    rows 0..3            "map"        "local_mae"  "mae"        "ar"
+                         key 0 1 2 3  key 0 1 2 3  key 0 1 2 3  key 0 1 2 3
+    query of region 0        ■            ■            ■ ■ ■ ■      ◣
+                    1        ■ ■            ■          ■ ■ ■ ■      ■ ◣
+                    2        ■ ■ ■            ■        ■ ■ ■ ■      ■ ■ ◣
+                    3        ■ ■ ■ ■            ■      ■ ■ ■ ■      ■ ■ ■ ◣
+
+Only the decoder is restricted: the encoder is bidirectional over the visible patches of the whole image. Masked content reaches
+neither. Source: MAP (arXiv:2410.00871), section 4 and Figure 6; yunzeliu/MAP:models_mamba.py @ f3bcdff.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hybridmap.errors import UserError
+from hybridmap.objectives.base import Objective
+from hybridmap.objectives.decoder import Decoder, MAPDecoder
+from hybridmap.objectives.targets import Pixels, Target
+from hybridmap.tokens.masking import Masking, Random
+from hybridmap.tokens.regions import DecoderMask, Regions, Rows, permission
+from hybridmap.types import Batch, Loss, Mask, Patches
+
+
+class MAP(Objective):
+    """The objective of this project; see the table above for its settings."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Objective.Config):
+        masking: Masking.Config = field(default_factory=Random.Config)
+        """What is hidden from the encoder."""
+        regions: Regions.Config = field(default_factory=Rows.Config)
+        """What is predicted together, and in which order."""
+        decoder_mask: DecoderMask = "map"
+        """Who may look at whom in the decoder."""
+        decoder: Decoder.Config = field(default_factory=MAPDecoder.Config)
+        """What predicts."""
+        target: Target.Config = field(default_factory=Pixels.Config)
+        """What predictions are compared with."""
+        loss_on: Literal["masked", "all"] = "masked"
+        """Patches whose prediction counts. ``all`` is our reading of the paper's row with a mask ratio of 0."""
+
+    config: MAP.Config
+
+    def __init__(self, config: MAP.Config) -> None:
+        super().__init__(config)
+        if config.decoder_mask not in get_args(DecoderMask):
+            raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {config.decoder_mask!r}")
+        if config.loss_on not in ("masked", "all"):
+            raise UserError(f"loss_on must be masked or all, got {config.loss_on!r}")
+        self.masking: Masking = config.masking.build()
+        self.regions: Regions = config.regions.build()
+        self.target: Target = config.target.build()
+        patch_values = config.backbone.patch_size**2 * config.backbone.in_chans
+        self.decoder: Decoder = config.decoder.build(
+            embed_dim=self.backbone.embed_dim, grid=self.backbone.grid, patch_values=patch_values
+        )
+        if config.loss_on == "masked" and self.masking.hides_nothing:
+            raise UserError(
+                'with a mask ratio of 0 nothing is masked, so a loss on masked patches is 0/0; set loss_on to "all"'
+            )
+
+    def draw(self, patches: Patches, batch: Batch) -> Mask:
+        ranks, sizes = self.regions(patches, None), self.regions.sizes(patches)
+        return self.masking(patches, ranks, sizes, batch.key, batch.step_key)
+
+    def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
+        pred = self.predict(patches, mask)
+        return Loss(total=self.target.loss(pred, patches, mask if self.config.loss_on == "masked" else None, key))
+
+    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
+        seen = self.backbone.encode_visible(patches, mask)
+        return self.decoder(seen, mask, patches, self.allowed(patches, mask))
+
+    def allowed(self, patches: Patches, mask: Mask | None = None) -> Bool[Tensor, "B 1 N N"] | None:
+        """Who may look at whom in the decoder; None where everybody may look at everybody."""
+        if self.config.decoder_mask == "mae":
+            return None
+        return permission(self.regions(patches, mask), self.config.decoder_mask)

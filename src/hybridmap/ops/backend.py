@@ -1,0 +1,92 @@
+"""Which implementation of an operator runs, and how to demand another one.
+
+``reference`` is the defining formula, differentiated by autograd; ``torch`` is plain PyTorch with a hand-written backward
+pass, which runs on every device and needs no compiler. Nothing falls back silently: a backend that was asked for and cannot
+run is an error that names what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Literal, get_args
+
+import torch
+
+from hybridmap.errors import UserError
+
+Backend = Literal["reference", "cpu", "gpu"]
+CPU_KERNELS = ("prebuilt", "jit", "torch")
+"""What HYBRIDMAP_CPU_KERNEL may demand."""
+OPERATORS = ("selective_scan", "bidirectional_scan", "causal_conv1d", "add_norm")
+
+_demanded_cpu_kernel: str | None = os.environ.get("HYBRIDMAP_CPU_KERNEL")
+_forced: Backend | None = None
+
+
+class use_backend:
+    """Let every operator take one backend from here on, or inside a ``with`` block: "reference", "cpu", "gpu", or None.
+
+    None returns to the ordinary choice, which follows the device of the tensors.
+    """
+
+    def __init__(self, name: Backend | None) -> None:
+        global _forced
+        if name is not None and name not in get_args(Backend):
+            raise UserError(f'A backend is one of {", ".join(get_args(Backend))} or None, but "{name}" came; try "reference".')
+        if name == "gpu":
+            raise UserError(
+                'The "gpu" backend was demanded, but this version has no GPU kernels; try use_backend(None), '
+                "which runs plain PyTorch on the GPU."
+            )
+        self._before = _forced
+        _forced = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _forced
+        _forced = self._before
+
+
+def active(op: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
+    """Return the implementation that ``op`` runs on tensors of this device and dtype: "reference" or "torch"."""
+    return _choose(op, torch.device(device).type, dtype)[0]
+
+
+def show_config() -> dict[str, dict[str, str]]:
+    """Say for every operator which implementation runs on each device of this machine, and why."""
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {op: {device: ": ".join(_choose(op, device, torch.float32)) for device in devices} for op in OPERATORS}
+
+
+def _choose(op: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+    if op not in OPERATORS:
+        raise UserError(f'An operator is one of {", ".join(OPERATORS)}, but "{op}" came; check the spelling.')
+    if _forced == "reference":
+        return "reference", 'demanded by use_backend("reference")'
+    if dtype == torch.float64:
+        return "reference", "float64 always takes the reference"
+    if _forced == "cpu" and device_type != "cpu":
+        raise UserError(f'use_backend("cpu") expects tensors on the CPU, but one is on "{device_type}"; try use_backend(None).')
+    if device_type != "cpu":
+        return "torch", "plain PyTorch, since this version has no kernel for this device"
+    if _demanded_cpu_kernel is None:
+        return "torch", "plain PyTorch, since this version ships no compiled kernel"
+    if _demanded_cpu_kernel not in CPU_KERNELS:
+        raise UserError(
+            f"HYBRIDMAP_CPU_KERNEL expects one of {', '.join(CPU_KERNELS)}, but is set to "
+            f'"{_demanded_cpu_kernel}"; unset it or try "torch".'
+        )
+    if _demanded_cpu_kernel != "torch":
+        missing = "a library built for this platform" if _demanded_cpu_kernel == "prebuilt" else "the source of the kernel"
+        raise UserError(
+            f"HYBRIDMAP_CPU_KERNEL={_demanded_cpu_kernel} was demanded, but {missing} is not part of this version; "
+            'unset it or try "torch".'
+        )
+    return "torch", "plain PyTorch, demanded by HYBRIDMAP_CPU_KERNEL"

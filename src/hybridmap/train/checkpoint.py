@@ -1,0 +1,194 @@
+"""Files that are either whole or not there: safetensors written beside, synced, and renamed into place.
+
+A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``) with
+one metadata key, ``hybridmap``: JSON with sorted keys, neither times nor paths in it, so that equal runs write equal bytes. A
+checksum of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hybridmap.errors import UserError
+
+log = logging.getLogger("hybridmap.train")
+
+METADATA = "hybridmap"
+"""The one metadata key of every safetensors file that the project writes."""
+
+
+class BrokenFile(UserError):
+    """A file that is not what was once written: cut off, changed, or something else altogether."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failure to write ``path`` (a full disk, missing rights) into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _sentence(path, error) from error
+
+
+def _sentence(path: Path, error: Exception) -> UserError:
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"there is no space left to write {path}; what was saved before is intact: make room and run the same command again"
+        )
+    reason = os.strerror(number) if number else str(error)
+    return UserError(f"cannot write {path} ({reason}); choose a directory that you may write to")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            temporary.write_text(text)
+            _settle(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and the JSON-able ``record`` as a whole or not at all.
+
+    Raises:
+        UserError: if the disk is full or not writable; whatever was at ``path`` before is still there.
+    """
+    host = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+    text = json.dumps({**record, "checksum": _checksum(host)}, sort_keys=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            save_file(host, temporary, metadata={METADATA: text})
+            _settle(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    """Sync the temporary file, rename it into place, and sync the directory that now holds the name."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The metadata of a file, without its tensors; empty where the file has none of ours.
+
+    Raises:
+        BrokenFile: if it is no whole safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise BrokenFile(f"{path} is not a whole safetensors file ({error}); it may have been cut off") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the host) and metadata of a file.
+
+    Raises:
+        BrokenFile: if the file is cut off, or its tensors are not those that were written.
+    """
+    record = read_record(path)
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise BrokenFile(f"{path} is not a whole safetensors file ({error}); it may have been cut off") from None
+    if "checksum" in record and record["checksum"] != _checksum(tensors):
+        raise BrokenFile(f"{path} does not hold what was written to it: its checksum differs")
+    return tensors, record
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 over names and bytes, by name."""
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), total)
+    return total
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest ``keep``, and the one with the highest score.
+
+    Those written because a run was asked to stop are extra: they are where it continues, but they are not counted, and nothing
+    goes back to them, so that a run that was stopped and continued does what an uninterrupted one does.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Write the checkpoint of ``step``, then delete those that are no longer kept."""
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+        write(self.folder / f"step-{step:08d}.safetensors", tensors, {**record, "step": step})
+        self._prune()
+
+    def newest(self, *, extra: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that is whole, or None; broken ones are named in the log. ``extra=False`` leaves out those that
+        were written because the run was asked to stop."""
+        for path in reversed(self.paths()):
+            try:
+                if extra or not read_record(path).get("extra"):
+                    return read(path)
+            except BrokenFile as error:
+                log.warning("%s; the checkpoint before it is used", error)
+        return None
+
+    def drop_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: broken ones, or those of a future that is not going to be."""
+        for path in self.paths():
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+
+    def _prune(self) -> None:
+        """Keep the newest (whatever it is), the newest ``keep`` that are not extra, and the one with the highest score."""
+        records = {path: self._record(path) for path in self.paths()}
+        kept = {max(records)}
+        kept.update([path for path, record in records.items() if not record.get("extra")][-self.keep :])
+        scored = [path for path, record in records.items() if record.get("score") is not None]
+        if scored:
+            kept.add(max(scored, key=lambda path: (records[path]["score"], path)))
+        for path in records.keys() - kept:
+            path.unlink()
+
+    def _record(self, path: Path) -> dict[str, Any]:
+        try:
+            return read_record(path)
+        except BrokenFile:
+            return {"extra": True}

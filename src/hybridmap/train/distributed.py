@@ -1,0 +1,181 @@
+"""One process or many: the few places where it makes a difference.
+
+Started by ``torchrun``, every process is a rank of a :class:`World`; started alone, it is a world of one, and everything here
+does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hybridmap.errors import UserError
+from hybridmap.types import Batch
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=6)
+"""How long ranks wait for each other: rank 0 may be busy with an exam."""
+
+
+class _Totals(nn.Module):
+    """A learner whose forward returns plain tensors, which is what the wrappers below look for."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.learner(batch)
+        return loss.total, loss.parts
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def wrap(self, learner: nn.Module, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
+        """``learner`` as a module batch -> (total, parts) whose gradients are means over all processes.
+
+        "ddp" keeps a copy of the parameters in every process; "fsdp" shards them (and the optimiser's state with them), the
+        entries of every list of layers separately.
+        """
+        model = _Totals(learner)
+        if self.size == 1:
+            return model
+        if parallel == "ddp":
+            return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for layer in _layers(learner):
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    def accumulating(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-step: gradients travel between processes after the last one only."""
+        if isinstance(model, DistributedDataParallel) and not last:
+            return model.no_sync()
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over the processes, on the device."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something in one process and give its result, or its UserError, to all of them."""
+        if self.size == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except UserError as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, device=self.device if self.device.type == "cuda" else None)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def unsynchronised(model: nn.Module) -> nn.Module:
+    """What :meth:`World.wrap` made, without the exchange of gradients where it can be left out."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The entries of the outermost lists of layers."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered (all processes take part)."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(template: Tensor, value: Tensor) -> Tensor:
+    """``value`` on the device of ``template`` and sharded as it is."""
+    if isinstance(template, DTensor):
+        return distribute_tensor(value.to(template.device), template.device_mesh, template.placements)
+    return value.to(template.device)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that ``--device`` names; "auto" is the first kind of accelerator that is there, or the CPU.
+
+    Raises:
+        UserError: if there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no device {name!r}; expected auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but this torch finds no CUDA GPU; try --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' was asked for, but this torch finds none; try --device cpu")
+    if device.type == "cuda":
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"GPU {index} was asked for, but there are {torch.cuda.device_count()}")
+        return torch.device("cuda", index)
+    return device
+
+
+@contextmanager
+def join(device: str = "auto") -> Iterator[World]:
+    """The world of this process, as long as the context is open; ``torchrun``'s environment says whether it has peers."""
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
+    chosen = choose_device(device, local)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    starts = size > 1 and not dist.is_initialized()
+    if starts:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE, device_id=chosen if chosen.type == "cuda" else None)
+    try:
+        yield World(rank=rank, size=size, device=chosen)
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
+_TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

@@ -1,0 +1,150 @@
+"""What a run says while it runs: progress on the console, ``log.txt``, ``metrics.jsonl``, and TensorBoard where installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hybridmap.train.checkpoint import writing
+from hybridmap.train.run_dir import RunDirectory
+
+_ROOT = logging.getLogger("hybridmap")
+_QUIET_S = 15.0
+"""Seconds between lines of progress where the console is no terminal."""
+
+
+class _OnConsole(logging.Handler):
+    """Messages on the console, above the bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        self.console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class _InFile(logging.FileHandler):
+    """Messages in ``log.txt``. That the disk is full is said like any other error, not as a traceback beside the run."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.path = run.path / "log.txt"
+        with writing(self.path):
+            super().__init__(self.path)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        with writing(self.path):
+            raise error or OSError("the log cannot be written")
+
+
+class RunLog:
+    """The numbers of the steps, on their way to everybody who wants them."""
+
+    def __init__(self, run: RunDirectory, bar: Progress, every: int, tensorboard: bool) -> None:
+        self._run, self._bar, self._every = run, bar, every
+        self._task: TaskID | None = None
+        self._spoke = time.monotonic()
+        self._smooth: float | None = None
+        self._board: Any = None
+        self._wants_board = tensorboard and importlib.util.find_spec("tensorboard") is not None
+
+    def begin(self, step: int, steps: int) -> None:
+        """The run stands at ``step`` of ``steps``: at its start, and wherever it goes back to."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task("train", total=steps, completed=step, told="")
+        if self._wants_board:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.close()
+            with writing(self._run.path / "tensorboard"):
+                self._board = SummaryWriter(self._run.path / "tensorboard", purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Pass on the numbers of one step; ``record`` has at least ``step`` and ``loss``."""
+        step, loss = record["step"], record["loss"]
+        examined = any("/" in name for name in record)
+        if step % self._every == 0 or examined or record.get("skipped"):
+            self._run.append(record)
+            if self._board is not None:
+                for name, value in record.items():
+                    if name != "step" and isinstance(value, float):
+                        self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        if loss == loss:
+            self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
+        self._tell(record)
+        if examined:
+            told = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if "/" in name)
+            logging.getLogger("hybridmap.train").info("step %d: %s", step, told)
+
+    def _tell(self, record: Mapping[str, Any]) -> None:
+        told = (
+            f"loss {self._smooth if self._smooth is not None else float('nan'):.4f}  lr {record['lr']:.2e}  "
+            f"{record['images_per_s']:.0f} images/s  data wait {record['data_wait']:.1%}"
+        )
+        assert self._task is not None
+        self._bar.update(self._task, completed=record["step"], told=told)
+        if not self._bar.console.is_terminal and time.monotonic() - self._spoke > _QUIET_S:
+            self._spoke = time.monotonic()
+            task = self._bar.tasks[-1]
+            left = f"  ETA {task.time_remaining:.0f} s" if task.time_remaining is not None else ""
+            self._bar.console.print(f"step {record['step']}/{task.total:.0f}  {told}{left}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+class Silence:
+    """The log of a process that is not the one that writes."""
+
+    def begin(self, step: int, steps: int) -> None: ...
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+
+@contextmanager
+def speaking(run: RunDirectory | None, *, every: int, tensorboard: bool) -> Iterator[RunLog | Silence]:
+    """The log of a run, as long as the context is open. Everything said to the logger ``hybridmap`` goes to the console and to
+    ``log.txt`` meanwhile; with no ``run`` (in a process that writes nothing) only warnings go anywhere."""
+    if run is None:
+        yield Silence()
+        return
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[told]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    handlers = [_OnConsole(console), _InFile(run)]
+    before = _ROOT.level, _ROOT.propagate
+    for handler in handlers:
+        _ROOT.addHandler(handler)
+    _ROOT.setLevel(min(before[0] or logging.INFO, logging.INFO))
+    log = RunLog(run, bar, every, tensorboard)
+    try:
+        with bar:
+            yield log
+    finally:
+        log.close()
+        _ROOT.setLevel(before[0])
+        for handler in handlers:
+            _ROOT.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,175 @@
+"""Fine-tuning takes over what pretraining made, and is measured honestly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridmap.backbones import HybridNet, ViT
+from hybridmap.data.folder import ImageFolder
+from hybridmap.data.loader import each
+from hybridmap.data.synthetic import Synthetic
+from hybridmap.errors import UserError
+from hybridmap.layers.pos_embed import resample
+from hybridmap.tasks.classification import Accuracy, Classification
+from hybridmap.tasks.mixing import Mixing
+from hybridmap.types import Batch
+
+PLAIN = Mixing.Config(mixup=0.0, cutmix=0.0)
+
+
+def learner(backbone, **settings) -> Classification:
+    return Classification.Config(backbone=backbone, num_classes=5, **settings).build()
+
+
+def pretraining(backbone) -> dict[str, Tensor]:
+    """What a pretraining run saves: the encoder, and a decoder."""
+    state = {f"backbone.{name}": torch.randn_like(value) for name, value in backbone.encoder().build().state_dict().items()}
+    return state | {"decoder.mask_token": torch.randn(1, 1, 8), "decoder.layers.0.norm_q.weight": torch.randn(8)}
+
+
+def batch(size: int = 4) -> Batch:
+    inputs = torch.randn(size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return Batch(inputs=inputs, key=torch.arange(size), labels=torch.arange(size) % 5)
+
+
+def test_pretrained_weights_leave_registers_neck_and_head_fresh_and_drop_the_decoder(hybrid: HybridNet.Config):
+    model, weights = learner(hybrid), pretraining(hybrid)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = model.initialise(weights)
+    assert set(report.dropped) == {"decoder.mask_token", "decoder.layers.0.norm_q.weight"}
+    assert set(report.fresh) == {
+        f"backbone.{name}"
+        for name in (
+            "registers.token",
+            "registers.pos",
+            "head.reduce.weight",
+            "head.norm.weight",
+            "head.fc.weight",
+            "head.fc.bias",
+        )
+    }
+    assert set(report.loaded) | set(report.fresh) == set(before)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if name in report.fresh else weights[name]), name
+
+
+def test_untrained_registers_and_head_of_a_pretraining_file_are_dropped(hybrid: HybridNet.Config):
+    weights = {f"backbone.{name}": value for name, value in hybrid.build().state_dict().items()} | {
+        "decoder.mask_token": torch.ones(1)
+    }
+    report = learner(hybrid).initialise(weights)
+    assert report.dropped["backbone.registers.token"] == "pretraining does not train it"
+    assert "backbone.head.fc.weight" in report.fresh
+
+
+def test_a_vit_pretrained_on_tokens_gets_a_fresh_norm_behind_the_pooling(vit: ViT.Config):
+    report = learner(vit).initialise(pretraining(vit))
+    assert "backbone.norm.weight" in report.fresh
+    assert "backbone.norm.weight" in report.dropped
+    assert "backbone.pos_embed" in report.loaded
+    tokens = learner(replace(vit, pool="cls", norm_position="tokens")).initialise(pretraining(vit))
+    assert "backbone.norm.weight" in tokens.loaded
+
+
+def test_positions_are_resampled_to_another_grid(hybrid: HybridNet.Config):
+    weights = pretraining(hybrid)
+    for size, grid in (((48, 48), (6, 6)), ((32, 64), (4, 8))):
+        model = learner(replace(hybrid, img_size=size))
+        model.initialise(weights)
+        torch.testing.assert_close(model.backbone.pos_embed, resample(weights["backbone.pos_embed"], (4, 4), grid))
+
+
+def test_a_classification_run_is_taken_over_whole_but_for_a_head_of_other_classes(hybrid: HybridNet.Config):
+    weights = {name: torch.randn_like(value) for name, value in learner(hybrid).state_dict().items()}
+    same = learner(hybrid).initialise(weights)
+    assert not same.fresh
+    assert not same.dropped
+    other = Classification.Config(backbone=hybrid, num_classes=3).build().initialise(weights)
+    assert set(other.fresh) == {"backbone.head.fc.weight", "backbone.head.fc.bias"}
+    assert "5 classes, this one 3" in other.fresh["backbone.head.fc.bias"]
+
+
+def test_a_bare_backbone_is_taken_over(hybrid: HybridNet.Config):
+    model, weights = learner(hybrid), hybrid.build().state_dict()
+    report = model.initialise(weights)
+    assert not report.fresh
+    assert all(torch.equal(value, weights[name]) for name, value in model.backbone.state_dict().items())
+    encoder = learner(hybrid).initialise(hybrid.encoder().build().state_dict())
+    assert "backbone.head.fc.weight" in encoder.fresh
+    assert "backbone.layers.0.norm.weight" in encoder.loaded
+
+
+@pytest.mark.parametrize("change", [{"layout": "MMMTMMMT"}, {"layout": "MM"}, {"layout": "MTMM"}, {"embed_dim": 32}])
+def test_weights_of_another_network_are_refused_and_change_nothing(hybrid: HybridNet.Config, change: dict):
+    model = learner(hybrid)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="of another network"):
+        model.initialise(pretraining(replace(hybrid, **change)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_loss_is_cross_entropy_with_smoothing(hybrid: HybridNet.Config):
+    model = learner(hybrid, mixing=PLAIN, smoothing=0.1)
+    given = batch()
+    expected = F.cross_entropy(model.backbone(given.inputs), given.labels, label_smoothing=0.1)
+    torch.testing.assert_close(model(given).total, expected)
+
+
+def test_mixed_targets_follow_the_mixed_images(hybrid: HybridNet.Config):
+    model, given = learner(hybrid, mixing=Mixing.Config(cutmix=0.0)), batch()
+    torch.manual_seed(3)
+    loss = model(given).total
+    torch.manual_seed(3)
+    images, kept = model.mixing(given.inputs)
+    logits = model.backbone(images)
+    assert 0 < kept < 1
+    expected = kept * F.cross_entropy(logits, given.labels) + (1 - kept) * F.cross_entropy(logits, given.labels.flip(0))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_evaluation_does_not_mix(hybrid: HybridNet.Config):
+    model = learner(hybrid).eval()
+    assert torch.equal(model(batch()).total, model(batch()).total)
+
+
+def test_every_parameter_gets_a_gradient_and_a_layer_id(hybrid: HybridNet.Config, vit: ViT.Config):
+    for backbone in (hybrid, replace(vit, pool="cls", norm_position="tokens")):
+        model = learner(backbone)
+        model(batch()).total.backward()
+        names = {name for name, p in model.named_parameters()}
+        assert {name for name, p in model.named_parameters() if p.grad is not None} == names
+        assert set(model.layer_ids()) == names
+
+
+def test_a_small_head_can_be_asked_for(hybrid: HybridNet.Config):
+    assert learner(hybrid, head_std=2e-5).backbone.get_classifier().weight.abs().max() < 1e-4
+
+
+def test_accuracy_counts_right_answers(hybrid: HybridNet.Config, gratings: Synthetic.Config):
+    model = learner(hybrid)
+    images, labels, _ = next(each(gratings.build(), 20))
+    with torch.no_grad():
+        logits = model.backbone.eval()(images)
+    found = Accuracy.Config(test=gratings, batch_size=7).build()(model.train(), "cpu")
+    assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    assert found["top5"] == 100.0
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert found["images"] == 20
+    assert model.training
+
+
+def test_an_exam_without_a_folder_is_not_held(hybrid: HybridNet.Config):
+    assert Accuracy.Config(test=ImageFolder.Config()).build()(learner(hybrid), "cpu") == {}
+
+
+def test_missing_labels_and_other_classes_are_refused(hybrid: HybridNet.Config, gratings: Synthetic.Config):
+    model = learner(hybrid)
+    with pytest.raises(UserError, match="needs labelled images"):
+        model(replace(batch(), labels=None))
+    with pytest.raises(UserError, match="head has 5 classes, but the images to evaluate have 3"):
+        model.evaluate(replace(gratings, num_classes=3), "cpu")
+    with pytest.raises(UserError, match="at least one class"):
+        Classification.Config(backbone=hybrid, num_classes=0).build()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridmap.errors import UserError
+from hybridmap.tokens.images import assemble, partition
+from hybridmap.tokens.scan import order
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    patch=st.integers(1, 4),
+    scan=st.sampled_from(["row", "column"]),
+)
+def test_assembling_undoes_partitioning(batch: int, channels: int, rows: int, columns: int, patch: int, scan: str) -> None:
+    images = (
+        torch.arange(batch * channels * rows * columns * patch**2).float().view(batch, channels, rows * patch, columns * patch)
+    )
+    patches = partition(images, patch, scan)
+    assert patches.grid == (rows, columns)
+    assert patches.content.shape == (batch, rows * columns, patch * patch * channels)
+    assert torch.equal(assemble(patches.content, patches.source, patches.grid, patch, channels), images)
+
+
+def test_the_channel_is_fastest_inside_a_patch() -> None:
+    images = torch.randn(1, 3, 4, 6)
+    patches = partition(images, 2)
+    for row in range(2):
+        for column in range(3):
+            for i in range(2):
+                for j in range(2):
+                    for channel in range(3):
+                        value = patches.content[0, row * 3 + column, (i * 2 + j) * 3 + channel]
+                        assert value == images[0, channel, row * 2 + i, column * 2 + j]
+
+
+@pytest.mark.parametrize("scan", ["row", "column"])
+def test_source_and_coords_say_where_each_patch_came_from(scan: str) -> None:
+    raster = torch.arange(6.0).view(1, 1, 2, 3)
+    patches = partition(raster, 1, scan)
+    assert torch.equal(patches.content[0, :, 0], patches.source[0].float())
+    assert torch.equal(patches.coords[0, :, 0] * 3 + patches.coords[0, :, 1], patches.source[0].float())
+
+
+def test_column_scan_runs_down_the_columns() -> None:
+    assert order("column", (2, 3)).tolist() == [0, 3, 1, 4, 2, 5]
+    assert partition(torch.zeros(2, 3, 4, 6), 2, "column").source.tolist() == [[0, 3, 1, 4, 2, 5]] * 2
+
+
+def test_images_that_are_not_contiguous_are_cut_alike() -> None:
+    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(partition(images, 4).content, partition(images.contiguous(), 4).content)
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 32), (32, 30), (8, 16), (0, 16)])
+def test_a_size_that_is_no_multiple_of_the_patch_is_named(height: int, width: int) -> None:
+    with pytest.raises(UserError, match=rf"multiples of the patch size 16, got {height} x {width}; try \d+ x \d+"):
+        partition(torch.zeros(1, 3, height, width), 16)
+
+
+def test_an_unknown_scan_is_named() -> None:
+    with pytest.raises(UserError, match="row or column, got 'snake'"):
+        partition(torch.zeros(1, 3, 16, 16), 16, "snake")
