@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hybridmap.backbones import HybridNet, ViT
@@ -73,7 +73,13 @@ def test_shapes_tell_all_of_a_hybrid_network_but_its_heads() -> None:
     config = convert(state, num_heads=2, keep_untrained=True).config
     assert isinstance(config, HybridNet.Config)
     assert (config.layout, config.embed_dim, config.num_heads, config.transformer_mlp_ratio) == ("MMMTMMMTM", 32, 2, 2.0)
-    assert (config.num_registers, config.cls_reduce, config.norm_kind, config.d_state, config.num_classes) == (4, 2, "layer", 8, 7)
+    assert (config.num_registers, config.cls_reduce, config.norm_kind, config.d_state, config.num_classes) == (
+        4,
+        2,
+        "layer",
+        8,
+        7,
+    )
     assert (config.img_size, config.patch_size, config.d_conv, config.expand) == ((80, 80), 16, 4, 2)
 
 
@@ -184,6 +190,34 @@ def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     assert (again.family, again.decoder) == (loaded.family, loaded.decoder)
     assert again.config is not None
     again.config.build().load_state_dict(again.backbone, strict=True)
+
+
+def test_weights_and_checkpoints_of_a_run_are_read_as_ours(tmp_path: Path) -> None:
+    weights = {
+        "backbone.pos_embed": torch.zeros(1, 4, 8),
+        "decoder.mask_token": torch.zeros(1, 1, 4),
+        "target.codes": torch.ones(2),
+    }
+    save_file(weights, tmp_path / "final.safetensors", metadata={"hybridmap": '{"kind": "weights"}'})
+    loaded = load_checkpoint(tmp_path / "final.safetensors")
+    assert loaded.weights.keys() == {"pos_embed", "decoder.mask_token"}
+    assert loaded.report.dropped == {"target.codes": "neither of the backbone nor of the decoder"}
+    assert loaded.config is None
+
+    state = {f"learner.{name}": value for name, value in weights.items()} | {"ema.backbone.pos_embed": torch.ones(1, 4, 8)}
+    state["optimizer.backbone.pos_embed.exp_avg"] = torch.zeros(1, 4, 8)
+    save_file(state, tmp_path / "step.safetensors", metadata={"hybridmap": '{"kind": "checkpoint"}'})
+    raw, average = (load_checkpoint(tmp_path / "step.safetensors", ema=ema) for ema in (False, True))
+    assert float(raw.weights["pos_embed"].sum()) == 0
+    assert float(average.weights["pos_embed"].sum()) == 32
+    assert raw.report.dropped["optimizer.backbone.pos_embed.exp_avg"] == "state of the training"
+
+
+def test_damaged_metadata_and_files_without_backbone_are_refused(tmp_path: Path) -> None:
+    for about, message in (("no JSON", "damaged"), ("[]", "damaged"), ("{}", "holds no backbone")):
+        save_file({"decoder.mask_token": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"hybridmap": about})
+        with pytest.raises(UserError, match=message):
+            load_checkpoint(tmp_path / "w.safetensors")
 
 
 def test_a_file_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:

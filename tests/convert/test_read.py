@@ -71,7 +71,9 @@ def test_a_path_of_the_other_system_is_read(tmp_path: Path) -> None:
 def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path: Path, legacy: bool, function: Callable[..., Any]) -> None:
     trap = tmp_path / "trapped"
     argument = str(trap) if function is os.mkdir else f"__import__('os').mkdir({str(trap)!r})"
-    torch.save({"model": WEIGHTS, "args": Runs(function, argument)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"model": WEIGHTS, "args": Runs(function, argument)}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy
+    )
     with pytest.raises(UserError, match="could run code"):
         read(tmp_path / "w.pth")
     assert not trap.exists()

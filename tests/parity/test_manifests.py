@@ -1,4 +1,4 @@
-"""The official full-size models, by names and shapes alone: every tensor converts, and lands in a network of that very shape."""
+"""The official full-size models, by names and shapes: every tensor converts, and finds its place in a network of ours."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Same weights, same input: do we equal the official code? Every pair in the folder, in float32 and in float64.
 
-    HYBRIDMAP_GOLDEN=some/folder pytest tests/parity          # recordings of other sizes and seeds
+HYBRIDMAP_GOLDEN=some/folder pytest tests/parity          # recordings of other sizes and seeds
 """
 
 from __future__ import annotations

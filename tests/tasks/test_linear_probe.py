@@ -53,19 +53,19 @@ def trained_by_autograd(x: Tensor, y: Tensor, base_lr: float, epochs: int, warmu
 def test_every_rate_of_a_sweep_equals_its_own_run_with_lars_and_autograd():
     table, rates = clusters(50, 1), (0.5, 20.0)
     assert table.labels is not None
-    heads = probe(epochs=4, warmup_epochs=1, batch_size=16, seed=3).fit(table.features, table.labels, 3, rates)
+    heads = probe(epochs=4, warmup_epochs=1.0, batch_size=16, seed=3).fit(table.features, table.labels, 3, rates)
     for found, rate in zip(heads.logits(table.features), rates, strict=True):
-        model = trained_by_autograd(table.features, table.labels, rate, 4, 1, 16, seed=3)
+        model = trained_by_autograd(table.features, table.labels, rate, 4, 1.0, 16, seed=3)
         torch.testing.assert_close(found, model(table.features).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
-    assert [cosine(e, 10, 90) for e in (0, 5, 10, 50, 90)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+    assert [cosine(e, 10.0, 90) for e in (0.0, 5.0, 10.0, 50.0, 90.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("protocol", ["mae", "sgd"])
 def test_separable_classes_are_separated_and_the_rate_is_chosen_by_validation(protocol: str):
-    found = probe(protocol=protocol, epochs=90, warmup_epochs=10, batch_size=32).answers(
+    found = probe(protocol=protocol, epochs=90, warmup_epochs=10.0, batch_size=32).answers(
         clusters(90, 1, 0.3), clusters(60, 2, 0.3)
     )
     assert found.correct.float().mean() > 0.97
@@ -78,7 +78,7 @@ def test_test_labels_choose_nothing():
     train, test = clusters(60, 1), clusters(40, 2)
     assert test.labels is not None
     lies = Table(features=test.features, labels=(test.labels + 1) % 3, paths=test.paths, classes=test.classes)
-    one, other = (probe(epochs=5, warmup_epochs=1).answers(train, table) for table in (test, lies))
+    one, other = (probe(epochs=5, warmup_epochs=1.0).answers(train, table) for table in (test, lies))
     assert one.base_lr == other.base_lr
     assert one.validation == other.validation
 
@@ -92,20 +92,20 @@ def test_held_out_features_are_not_trained_on():
 
 
 def test_a_single_rate_is_taken_without_a_choice():
-    found = probe(base_lrs=(0.1,), epochs=3, warmup_epochs=1).answers(clusters(30, 1), clusters(30, 2))
+    found = probe(base_lrs=(0.1,), epochs=3, warmup_epochs=1.0).answers(clusters(30, 1), clusters(30, 2))
     assert found.base_lr == 0.1
     assert found.validation == {}
 
 
 def test_a_rate_that_diverges_is_not_chosen():
-    found = probe(base_lrs=(1.0, 1e30), protocol="sgd", epochs=5, warmup_epochs=1).answers(
+    found = probe(base_lrs=(1.0, 1e30), protocol="sgd", epochs=5, warmup_epochs=1.0).answers(
         clusters(60, 1, 0.3), clusters(30, 2)
     )
     assert found.base_lr == 1.0
 
 
 def test_the_exam_reports_per_cent(hybrid: HybridNet.Config, gratings: Synthetic.Config):
-    config = LinearProbe.Config(train=gratings, test=gratings, epochs=3, warmup_epochs=1)
+    config = LinearProbe.Config(train=gratings, test=gratings, epochs=3, warmup_epochs=1.0)
     found = config.build()(hybrid.build(), "cpu")
     assert set(found) == {"top1", "top5", "base_lr", "validation"}
     assert found["top5"] == 100.0
@@ -114,7 +114,7 @@ def test_the_exam_reports_per_cent(hybrid: HybridNet.Config, gratings: Synthetic
 
 def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="warm-up must be shorter"):
-        probe(epochs=5, warmup_epochs=5)
+        probe(epochs=5, warmup_epochs=5.0)
     with pytest.raises(UserError, match="must be positive"):
         probe(base_lrs=(0.1, 0.0))
     with pytest.raises(UserError, match="at least two training images"):

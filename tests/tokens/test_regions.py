@@ -178,6 +178,13 @@ def test_clusters_without_extent_are_refused(size: int | tuple[int, int]) -> Non
         Clusters.Config(size=size).build()
 
 
+@pytest.mark.parametrize("config", [Clusters.Config(), Single.Config()], ids=str)
+def test_an_unknown_order_is_refused(config: Regions.Config) -> None:
+    object.__setattr__(config, "order", "snake")  # past the type checks of the tests, which users do not have
+    with pytest.raises(UserError, match="row or column, got 'snake'"):
+        config.build()
+
+
 def test_a_given_vector_of_another_length_is_refused() -> None:
     regions = Given.Config(ranks=(0, 1)).build()
     for ask in (lambda: regions(patches_of((2, 3)), None), lambda: regions.sizes(patches_of((2, 3)))):

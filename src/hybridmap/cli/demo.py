@@ -29,6 +29,7 @@ from hybridmap.cli.output import console
 from hybridmap.cli.runs import device_named, open_run, shrink, smoke
 from hybridmap.data.loader import Loader
 from hybridmap.errors import UserError
+from hybridmap.ops.backend import show_config
 from hybridmap.recipes import demo as recipes
 from hybridmap.report.files import replace_file
 from hybridmap.report.html import RESULTS, Table, tables_as_json
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(seed: int, out: Path, device: torch.device, *, overwrite: bool, command: str) -> Outcome:
     """The whole demo for one seed, in ``out``."""
+    facts = {"kernels": show_config()}
     screen, seconds, began = console(), {}, time.perf_counter()
 
     def lap(stage: str) -> None:
@@ -127,7 +129,7 @@ def run(seed: int, out: Path, device: torch.device, *, overwrite: bool, command:
 
     pretraining = _sized(recipes.demo_pretrain(seed))
     screen.print(f"[bold]Pretraining by MAP[/] on {pretraining.data.build().describe()}: no labels, {device}")
-    train(pretraining, out, device=str(device), overwrite=overwrite, loader=Loader)
+    train(pretraining, out, loader=Loader, device=str(device), overwrite=overwrite, environment=facts)
     pretrained = open_run(str(out))
     torch.manual_seed(seed)
     untrained = pretraining.learner.build()
@@ -148,7 +150,14 @@ def run(seed: int, out: Path, device: torch.device, *, overwrite: bool, command:
     finetuning = _sized(recipes.demo_finetune(seed))
     answers = {}
     for name, init in (("finetune", str(out)), ("scratch", None)):
-        train(replace(finetuning, init_from=init), out / name, device=str(device), overwrite=overwrite, loader=Loader)
+        train(
+            replace(finetuning, init_from=init),
+            out / name,
+            loader=Loader,
+            device=str(device),
+            overwrite=overwrite,
+            environment=facts,
+        )
         learner: Any = open_run(str(out / name)).learner
         logits, labels = learner.to(device).predict(knn.test, device)
         answers[name] = logits.argmax(1) == labels
@@ -182,17 +191,15 @@ def run(seed: int, out: Path, device: torch.device, *, overwrite: bool, command:
 
 def as_results(outcomes: dict[int, Outcome], command: str, device: torch.device) -> dict[str, Any]:
     """The numbers of all seeds with what they were measured on, for README."""
-    import hybridmap
-    from hybridmap.train.run_dir import git_commit
+    from hybridmap.train.run_dir import environment
 
+    facts = environment(device, 1)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
     return {
         "command": command,
         "hardware": where,
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "hybridmap": hybridmap.__version__},
-        "commit": git_commit(),
-        "kernels": {str(name): str(kernel) for name, kernel in hybridmap.show_config().items()},
+        **{name: facts[name] for name in ("commit", "cpu_capability", "platform", "python", "threads", "versions")},
+        "kernels": show_config(),
         "classes": recipes.SOURCES,
         "seeds": {
             str(seed): {

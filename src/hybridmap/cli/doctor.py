@@ -39,18 +39,18 @@ def main(arguments: Sequence[str]) -> int:
     out.print(table)
 
     out.print()
-    table = Table("kernel", "", box=None, pad_edge=False)
-    for name, value in ops.show_config().items():
-        table.add_row(str(name), str(value))
+    table = Table("operator", "device", "what runs, and why", box=None, pad_edge=False)
+    for operator, kernels in ops.show_config().items():
+        for kind, kernel in kernels.items():
+            table.add_row(operator, kind, kernel)
     out.print(table)
 
     out.print(f"\nEach kernel against the float64 reference on {device}:")
     table = Table("operator", "dtype", "direction", "error", "bound", "", box=None, pad_edge=False)
     checks = ops.check_kernels(device)
     for name, dtype, direction, error, bound, good in checks:
-        table.add_row(
-            str(name), str(dtype), str(direction), f"{error:.1e}", f"{bound:.0e}", "ok" if good else "[bold red]WRONG[/]"
-        )
+        verdict = "ok" if good else "[bold red]WRONG[/]"
+        table.add_row(str(name), str(dtype), str(direction), f"{error:.1e}", f"{bound:.0e}", verdict)
     out.print(table)
     wrong = sum(not check[-1] for check in checks)
     out.print(f"{len(checks)} checks, {wrong} wrong" if wrong else f"{len(checks)} checks, all fine")

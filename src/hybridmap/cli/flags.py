@@ -17,15 +17,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from hybridmap import config
 from hybridmap.errors import UserError
-
-if TYPE_CHECKING:
-    from hybridmap.train.recipe import Recipe
+from hybridmap.train.recipe import Recipe
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,8 @@ from hybridmap.data.bundled import BundledPhotos
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop, normalise
 from hybridmap.errors import UserError
-
-if TYPE_CHECKING:
-    from hybridmap.train.recipe import Recipe
+from hybridmap.ops.backend import show_config
+from hybridmap.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +99,18 @@ def open_source(name: str) -> Source:
 
 
 def open_run(name: str) -> Run:
-    """A run directory with its newest weights: final ones, else those of the newest checkpoint.
+    """A run directory with its weights: final ones, else those of the newest checkpoint.
 
     Raises:
         UserError: if it is no run directory, or has no weights yet.
     """
     from hybridmap.tasks.features import network_of
-    from hybridmap.train.run_dir import open_weights, read_recipe
+    from hybridmap.train.weights import load_run
 
-    path = Path(name).expanduser()
-    recipe = read_recipe(path)
+    recipe, weights = load_run(name)
     learner = recipe.learner.build()
-    learner.load_state_dict(open_weights(path))
+    learner.load_state_dict(weights)
+    path = Path(name).expanduser()
     return Run(name=name, backbone=network_of(learner), data=recipe.data, path=path, recipe=recipe, learner=learner.eval())
 
 
@@ -187,7 +186,8 @@ def shrink(recipe: Recipe) -> Recipe:
     def small(data: Any) -> Any:
         return replace(data, size=SIZE, workers=0)
 
-    little, learner = scale_down(recipe), recipe.learner
+    little = scale_down(recipe)
+    learner: Any = recipe.learner
     exams = {}
     for name, exam in recipe.exams.items():
         kept = {f.name: getattr(exam, f.name) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)}
@@ -209,7 +209,8 @@ def run_recipe(name: str, recipe: Recipe, options: RunOptions, command: str, arg
     if smoke():
         recipe = shrink(recipe)
     out = Path(options.out or f"runs/{name}").expanduser()
-    train(recipe, out, device=options.device, overwrite=options.overwrite, loader=Loader)
+    environment = {"kernels": show_config()}
+    train(recipe, out, loader=Loader, device=options.device, overwrite=options.overwrite, environment=environment)
     if int(os.environ.get("RANK", "0")) == 0:
         replace_file(out / RESULTS, tables_as_json([], command=shlex.join(["hybridmap", command, *arguments])))
         page = report.write(open_run(str(out)), device=options.device)

@@ -1,8 +1,8 @@
 """Official checkpoints become ours, and back: one file per origin, every tensor accounted for.
 
-    loaded = load_checkpoint("mambar_base_patch16_224.pth")
-    backbone = loaded.config.build()
-    backbone.load_state_dict(loaded.backbone)
+loaded = load_checkpoint("mambar_base_patch16_224.pth")
+backbone = loaded.config.build()
+backbone.load_state_dict(loaded.backbone)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_checkpoint(path: str | Path, ema: bool = False, **options: Any) -> Load
     """
     tensors, metadata = read(path, ema)
     if metadata is not None:
-        return read_ours(tensors, metadata, Path(path))
+        return read_ours(tensors, metadata, Path(path), ema)
     return convert(tensors, name=str(path), **options)
 
 

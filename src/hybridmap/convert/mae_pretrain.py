@@ -1,6 +1,7 @@
-"""MAE pretraining as released (facebookresearch/mae, ``models_mae``): a ViT without head, and the decoder where it was kept.
+"""MAE pretraining as released: a ViT without head, and the decoder where it was kept.
 
-Source: backbones-2d 2.1, 3.2, 3.3. ``mae_pretrain_*`` files hold the encoder alone, ``mae_visualize_*`` both.
+``mae_pretrain_*`` files hold the encoder alone, ``mae_visualize_*`` both.
+Source: facebookresearch/mae:models_mae.py @ efb2a80 (names and shapes).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Vision Transformers for classification, as MAE fine-tunes them (``models_vit``) and DeiT releases them.
+"""Vision Transformers for classification, as MAE fine-tunes them and DeiT releases them.
 
-Source: backbones-2d 2.1, 3.2, 3.3. ``norm`` over tokens and the class token, or ``fc_norm`` over the mean of the patches.
+``norm`` over the tokens and the class token read out, or ``fc_norm`` over the mean of the patches.
+Source: facebookresearch/mae:models_vit.py @ efb2a80; facebookresearch/deit @ 7e160fe (names and shapes).
 """
 
 from __future__ import annotations
@@ -48,18 +49,14 @@ class MaeViT(Origin):
 def encoder_rules(shapes: Shapes, norm: str) -> Iterator[Rule]:
     """Embedding, blocks and the final norm. The first row of the official position table is the class token's."""
     yield from rename("cls_token", "cls_token")
-    yield Rule(
-        official="pos_embed", ours=("cls_pos", "pos_embed"), sizes=(1, shapes.get("pos_embed", (1, 2))[1] - 1), dim=1
-    )
+    yield Rule(official="pos_embed", ours=("cls_pos", "pos_embed"), sizes=(1, shapes.get("pos_embed", (1, 2))[1] - 1), dim=1)
     yield from rename("patch_embed.proj", "patch_embed.proj", AFFINE)
     for i in range(indices(shapes, "blocks.")):
         yield from transformer_rules(f"blocks.{i}", f"layers.{i}")
     yield from rename(norm, "norm", AFFINE)
 
 
-def vit_config(
-    shapes: Shapes, num_heads: int | None, grid: tuple[int, int] | None, **choices: int | str
-) -> Backbone.Config:
+def vit_config(shapes: Shapes, num_heads: int | None, grid: tuple[int, int] | None, **choices: int | str) -> Backbone.Config:
     """The ViT that the shapes describe."""
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     rows, columns = square(shapes["pos_embed"][1] - 1, grid)

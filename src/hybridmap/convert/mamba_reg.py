@@ -1,4 +1,4 @@
-"""Mamba-R classifiers as released (wangf3014/Mamba-Reg, ``models_mamba.VisionMamba``). Source: backbones-2d 2.3, 3.2, 3.3."""
+"""Mamba-R classifiers as released. Source: wangf3014/Mamba-Reg:models_mamba.py @ 0f7c2da (names and shapes)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class MambaReg(Origin):
     source = "Mamba-Reg"
 
     def recognises(self, shapes: Shapes) -> bool:
-        return {"pos_embed_cls", "layers.0.mixer.A_b_log"} <= shapes.keys() and "mask_token" not in shapes and not any(
-            name.startswith("blocks.") for name in shapes
+        return (
+            {"pos_embed_cls", "layers.0.mixer.A_b_log"} <= shapes.keys()
+            and "mask_token" not in shapes
+            and not any(name.startswith("blocks.") for name in shapes)
         )
 
     def rules(self, shapes: Shapes) -> list[Rule]:
@@ -64,9 +66,7 @@ def affine(shapes: Shapes, name: str) -> tuple[str, ...]:
     return AFFINE if f"{name}.bias" in shapes else AFFINE[:1]
 
 
-def hybrid_config(
-    shapes: Shapes, layout: str, grid: tuple[int, int] | None, **transformer: int | float
-) -> Backbone.Config:
+def hybrid_config(shapes: Shapes, layout: str, grid: tuple[int, int] | None, **transformer: int | float) -> Backbone.Config:
     """The HybridNet that the shapes describe; ``transformer`` adds what its T blocks need."""
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     inner, d_state = shapes["layers.0.mixer.A_log"]
@@ -86,4 +86,3 @@ def hybrid_config(
         expand=inner // width,
         **transformer,  # type: ignore[arg-type]
     )
-

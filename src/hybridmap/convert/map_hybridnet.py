@@ -1,4 +1,4 @@
-"""MAP's HybridNet as released, for pretraining (yunzeliu/MAP, ``models_mamba.VisionMamba``). Source: backbones-2d 2.6, 3.2, 3.3.
+"""MAP's HybridNet as released, for pretraining. Source: yunzeliu/MAP:models_mamba.py @ f3bcdff (names and shapes).
 
 Such a file holds the encoder, the pretraining decoder, and registers, neck and head that pretraining never trains. A file
 without the decoder (an encoder, or a classifier fine-tuned with Mamba-R's script) is accepted; its head counts as trained.
@@ -43,7 +43,9 @@ class MapHybridNet(Origin):
             return hybrid_config(shapes, layout, grid)
         heads = num_heads or (16 if width == 1024 else 12)
         if width % heads:
-            raise UserError(f"{heads} heads do not divide the width {width}, and shapes do not tell their number; give num_heads")
+            raise UserError(
+                f"{heads} heads do not divide the width {width}, and shapes do not tell their number; give num_heads"
+            )
         ratio = shapes["blocks.0.mlp.fc1.weight"][0] / width
         return hybrid_config(shapes, layout, grid, num_heads=heads, transformer_mlp_ratio=ratio)
 
@@ -65,8 +67,8 @@ def released_layout(shapes: Shapes) -> str:
     layout = "".join("MT" if i % 3 == 2 else "M" for i in range(depth))
     if layout.count("T") != blocks:
         raise UserError(
-            f"expected a Transformer block after every third of the {depth} Mamba layers ({depth // 3}), but the file has {blocks};"
-            " only the released MMMT layout can be converted"
+            f"expected a Transformer block after every third of {depth} Mamba layers, {depth // 3} in all, but the file has"
+            f" {blocks}; only the released MMMT layout can be converted"
         )
     return layout
 

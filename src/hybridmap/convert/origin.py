@@ -177,7 +177,9 @@ def square(positions: int, grid: tuple[int, int] | None) -> tuple[int, int]:
         side = round(positions**0.5)
         grid = (side, side)
     if grid[0] * grid[1] != positions:
-        raise UserError(f"the file has {positions} positions, which is no grid of {grid[0]}x{grid[1]}; pass grid=(rows, columns)")
+        raise UserError(
+            f"the file has {positions} positions, which is no grid of {grid[0]}x{grid[1]}; pass grid=(rows, columns)"
+        )
     return grid
 
 

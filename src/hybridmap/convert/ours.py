@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +24,55 @@ FAMILY = "hybridmap"
 """Family of files that training wrote."""
 
 BACKBONE, DECODER = "backbone.", "decoder."
+"""Parts of a learner."""
+
+LEARNER, AVERAGE = "learner.", "ema."
+"""Parts of a checkpoint."""
 
 
-def read_ours(tensors: Mapping[str, Tensor], metadata: str, path: Path) -> Loaded:
-    """What a file of ours holds, whether training or :func:`write_ours` wrote it.
+def read_ours(tensors: Mapping[str, Tensor], metadata: str, path: Path, ema: bool = False) -> Loaded:
+    """What a file of ours holds: weights of a finished run, a checkpoint of a running one, or what :func:`write_ours` wrote.
+
+    ``ema`` takes the moving average that a checkpoint holds.
 
     Raises:
         UserError: if the metadata is damaged, or there is no backbone in the file.
     """
     try:
-        about: dict[str, Any] = json.loads(metadata)
+        about: Any = json.loads(metadata)
     except json.JSONDecodeError:
-        about = {}
-    if not isinstance(about, dict) or not about:
+        about = None
+    if not isinstance(about, dict):
         raise UserError(f"{path} has a damaged '{METADATA_KEY}' entry; expected a file written by hybridmap, so write it again")
-    wrapped = any(name.startswith(BACKBONE) for name in tensors)
+    named, dropped = _of_learner(tensors, path, ema)
+    wrapped = any(name.startswith(BACKBONE) for name in named)
     weights: dict[str, Tensor] = {}
-    dropped: dict[str, str] = {}
-    for name, value in tensors.items():
+    for name, value in named.items():
         if name.startswith((BACKBONE, DECODER)) or not wrapped:
             weights[name.removeprefix(BACKBONE)] = value
         else:
             dropped[name] = "neither of the backbone nor of the decoder"
     if all(name.startswith(DECODER) for name in weights):
         raise UserError(f"{path} holds no backbone; expected the weights of a pretraining or classification run")
-    config = _backbone_config(about)
-    if config is not None and "head.fc.weight" not in weights:
-        config = replace(config, num_classes=0) if _has_prefix(weights) else config.encoder()
     return Loaded(
         family=about.get("family", FAMILY),
         weights=weights,
-        config=config,
+        config=_backbone_config(about),
         report=InitReport(loaded=tuple(weights), dropped=dropped, fresh={}),
         decoder=about.get("decoder", {}),
     )
+
+
+def _of_learner(tensors: Mapping[str, Tensor], path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(the learner's tensors by its own names, what else a checkpoint holds -> why it is dropped)."""
+    learner = {name.removeprefix(LEARNER): value for name, value in tensors.items() if name.startswith(LEARNER)}
+    average = {name.removeprefix(AVERAGE): value for name, value in tensors.items() if name.startswith(AVERAGE)}
+    if ema and not average:
+        raise UserError(f"{path} holds no moving average; leave out the EMA option to load its weights")
+    if not learner:
+        return dict(tensors), {}
+    dropped = {name: "state of the training" for name in tensors if not name.startswith(LEARNER)}
+    return learner | (average if ema else {}), dropped
 
 
 def write_ours(loaded: Loaded, path: str | Path) -> None:
@@ -87,12 +101,7 @@ def write_ours(loaded: Loaded, path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _has_prefix(weights: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(("registers.", "head.reduce.")) for name in weights)
-
-
 def _backbone_config(about: Mapping[str, Any]) -> Backbone.Config | None:
-    """The backbone named in the metadata: by itself, or inside the recipe of a run."""
-    tree = about.get("backbone") or about.get("recipe", {}).get("learner", {}).get("backbone")
-    config = from_tree(tree) if tree else None
+    """The backbone that :func:`write_ours` described; a run describes it in its ``recipe.yaml`` instead."""
+    config = from_tree(about["backbone"]) if about.get("backbone") else None
     return config if isinstance(config, Backbone.Config) else None

@@ -48,7 +48,10 @@ def read(path: str | Path, ema: bool = False) -> tuple[dict[str, Tensor], str | 
     if not path.is_file():
         raise UserError(f"expected a weight file, but {path} is {'a folder' if path.is_dir() else 'not there'}; check the path")
     if _is_safetensors(path):
-        return _read_safetensors(path)
+        tensors, metadata = _read_safetensors(path)
+        if ema and metadata is None:
+            raise UserError(f"{path} holds no moving average that is marked as such; leave out the EMA option to load it")
+        return tensors, metadata
     return strip_prefixes(unwrap(_read_pickle(path), path, ema)), None
 
 
@@ -58,7 +61,9 @@ def unwrap(content: Any, path: Path, ema: bool = False) -> dict[str, Tensor]:
         found = [name for name in (*WRAPPERS, *EMA_WRAPPERS) if isinstance(content.get(name), Mapping)]
         wanted = [name for name in (EMA_WRAPPERS if ema else WRAPPERS) if name in found]
         if ema and not wanted:
-            raise UserError(f"{path} holds no moving average ({' or '.join(EMA_WRAPPERS)}); leave out the EMA option to load it")
+            raise UserError(
+                f"{path} holds no moving average ({' or '.join(EMA_WRAPPERS)}); leave out the EMA option to load it"
+            )
         if wanted:
             content = content[wanted[0]]
         elif found:
@@ -120,8 +125,8 @@ def _read_pickle(path: Path) -> Any:
         if named is None:
             raise _not_weights(path) from None
         raise UserError(
-            f"{path} asks to load {named[1]}, which could run code, so it was not opened; expected tensors and plain values only:"
-            " ask its author for a safetensors file"
+            f"{path} asks to load {named[1]}, which could run code, so it was not opened; expected tensors and plain values,"
+            " so ask its author for a safetensors file"
         ) from None
     except (EOFError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError):
         raise _not_weights(path) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -42,3 +44,22 @@ def resample(table: Float[Tensor, "1 P D"], old_grid: tuple[int, ...], new_grid:
     image = exact.unflatten(1, tuple(old_grid)).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     image = F.interpolate(image, size=tuple(new_grid), mode="bicubic", align_corners=False, antialias=False)
     return image.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def on_grid(table: Float[Tensor, "1 P D"], grid: tuple[int, ...]) -> Float[Tensor, "1 Q D"]:
+    """Stored positions of an unknown grid for ``grid``: the same one if it has as many, else a square, else one of its shape.
+
+    Raises:
+        UserError: if the stored positions are of neither.
+    """
+    stored, (rows, columns) = table.shape[1], grid
+    if stored == rows * columns:
+        return table
+    side, height = math.isqrt(stored), round(math.sqrt(stored * rows / columns))
+    if side * side == stored:
+        return resample(table, (side, side), grid)
+    if height and height * height * columns == stored * rows:
+        return resample(table, (height, stored // height), grid)
+    raise UserError(
+        f"cannot tell the grid of {stored} stored positions, which is neither square nor of the shape {tuple(grid)}"
+    )

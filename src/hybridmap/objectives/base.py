@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from hybridmap import config as configuration
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
-from hybridmap.layers.pos_embed import resample
+from hybridmap.layers.pos_embed import on_grid
 from hybridmap.types import Batch, InitReport, Loss, Mask, Patches
 
 _BACKBONE = "backbone."
@@ -101,7 +100,7 @@ class Objective(nn.Module, Configurable):
         if name.endswith("pos_embed") and given.shape[1:2] != own.shape[1:2]:
             if not self.get_parameter(name).requires_grad:
                 return _FIXED
-            given = _on_grid(given, tuple(self.backbone.grid))
+            given = on_grid(given, tuple(self.backbone.grid))
         return given if given.shape == own.shape else f"it is {tuple(given.shape)} in the weights and {tuple(own.shape)} here"
 
     def _check_backbone(self, fresh: dict[str, str], surplus: set[str]) -> None:
@@ -118,14 +117,3 @@ class Objective(nn.Module, Configurable):
 def _own_name(name: str, wrapped: bool) -> str:
     """Our name of a given tensor: that of a bare backbone lacks the ``backbone.`` in front, unless it is of a decoder."""
     return name if wrapped or name.startswith("decoder.") else f"backbone.{name}"
-
-
-def _on_grid(table: Float[Tensor, "1 P D"], grid: tuple[int, ...]) -> Float[Tensor, "1 Q D"]:
-    """Learned positions for ``grid``; the grid they were learned on is square, or else has the shape of the new one."""
-    stored = table.shape[1]
-    side, rows = math.isqrt(stored), round(math.sqrt(stored * grid[0] / grid[1]))
-    if side * side == stored:
-        return resample(table, (side, side), grid)
-    if rows and rows * rows * grid[1] == stored * grid[0]:
-        return resample(table, (rows, stored // rows), grid)
-    raise UserError(f"cannot tell the grid of {stored} stored positions, which is neither square nor of the shape {grid}")

@@ -1,7 +1,25 @@
-"""The mathematics with a fast path: one folder per operator, one public function each."""
+"""The mathematics with a fast path: one folder per operator, one public function each.
+
+Every operator is a formula in ``reference.py``, an implementation behind a ``torch.library`` operator ``hybridmap::<name>``,
+and the contract in the folder's ``__init__.py``. ``show_config`` says which implementation runs and why, ``check_kernels``
+compares each with the float64 reference.
+"""
 
 from hybridmap.ops.add_norm import add_norm
+from hybridmap.ops.backend import active, show_config, use_backend
 from hybridmap.ops.causal_conv1d import causal_conv1d, causal_conv1d_fn
+from hybridmap.ops.check import check_kernels
 from hybridmap.ops.selective_scan import bidirectional_scan, selective_scan, selective_scan_fn
 
-__all__ = ["add_norm", "bidirectional_scan", "causal_conv1d", "causal_conv1d_fn", "selective_scan", "selective_scan_fn"]
+__all__ = [
+    "active",
+    "add_norm",
+    "bidirectional_scan",
+    "causal_conv1d",
+    "causal_conv1d_fn",
+    "check_kernels",
+    "selective_scan",
+    "selective_scan_fn",
+    "show_config",
+    "use_backend",
+]

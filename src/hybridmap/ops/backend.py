@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from hybridmap.errors import UserError
 
 Backend = Literal["reference", "cpu", "gpu"]
+BACKENDS = ("reference", "cpu", "gpu")
 CPU_KERNELS = ("prebuilt", "jit", "torch")
 """What HYBRIDMAP_CPU_KERNEL may demand."""
 OPERATORS = ("selective_scan", "bidirectional_scan", "causal_conv1d", "add_norm")
 
 _demanded_cpu_kernel: str | None = os.environ.get("HYBRIDMAP_CPU_KERNEL")
-_forced: Backend | None = None
+_forced: str | None = None
 
 
 class use_backend:
@@ -32,8 +33,8 @@ class use_backend:
 
     def __init__(self, name: Backend | None) -> None:
         global _forced
-        if name is not None and name not in get_args(Backend):
-            raise UserError(f'A backend is one of {", ".join(get_args(Backend))} or None, but "{name}" came; try "reference".')
+        if name is not None and name not in BACKENDS:
+            raise UserError(f'A backend is one of {", ".join(BACKENDS)} or None, but "{name}" came; try "reference".')
         if name == "gpu":
             raise UserError(
                 'The "gpu" backend was demanded, but this version has no GPU kernels; try use_backend(None), '

@@ -33,8 +33,8 @@ def _pretrain(learner: Config) -> Recipe:
         data=ImageFolder.Config(crop=RandomResizedCrop.Config(scale=(0.2, 1.0))),
         exams={},
         optim=AdamW.Config(base_lr=1.5e-4, base_batch=256, betas=(0.9, 0.95), weight_decay=0.05),
-        schedule=Cosine.Config(warmup_epochs=40, min_lr=0.0),
-        train=TrainConfig(epochs=300, batch_size=256, precision="bf16"),
+        schedule=Cosine.Config(warmup_epochs=40.0, min_lr=0.0),
+        train=TrainConfig(epochs=300.0, batch_size=256, precision="bf16"),
     )
 
 
@@ -54,8 +54,8 @@ def _released(size: Size) -> Recipe:
         _pretrain(MAP.Config(backbone=backbone, masking=masking)),
         data=ImageFolder.Config(crop=RandomResizedCrop.Config(scale=(0.08, 1.0))),
         optim=AdamW.Config(base_lr=5e-4, base_batch=512, betas=(0.9, 0.999), weight_decay=0.05, decay_ssm_state=True),
-        schedule=Cosine.Config(form="epoch", warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
-        train=TrainConfig(epochs=1600, batch_size=8192, precision="bf16"),
+        schedule=Cosine.Config(form="epoch", warmup_epochs=5.0, warmup_lr=1e-6, min_lr=1e-5),
+        train=TrainConfig(epochs=1600.0, batch_size=8192, precision="bf16"),
     )
 
 

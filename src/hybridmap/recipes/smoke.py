@@ -44,7 +44,7 @@ def map_smoke() -> Recipe:
         data=ImageFolder.Config(size=SIZE, crop=RandomResizedCrop.Config(scale=(0.2, 1.0)), workers=0),
         exams={},
         optim=AdamW.Config(lr=1e-3),
-        schedule=Cosine.Config(warmup_epochs=0),
+        schedule=Cosine.Config(warmup_epochs=0.0),
         train=TrainConfig(steps=12, batch_size=8, precision="fp32"),
     )
 
@@ -66,7 +66,15 @@ def scale_down(recipe: Recipe) -> Recipe:
         data=_small_data(recipe.data),
         exams={name: small_exam(exam) for name, exam in recipe.exams.items()},
         train=replace(
-            recipe.train, steps=2, epochs=None, batch_size=4, accumulate=1, precision="fp32", compile=False, log_every=1
+            recipe.train,
+            steps=2,
+            epochs=None,
+            batch_size=4,
+            accumulate=1,
+            precision="fp32",
+            compile=False,
+            log_every=1,
+            tensorboard=False,
         ),
     )
 
@@ -76,7 +84,7 @@ def small_exam(exam: Config) -> Config:
     data = {
         f.name: _small_data(getattr(exam, f.name)) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)
     }
-    quick = {"epochs": 2, "warmup_epochs": 1} if isinstance(exam, LinearProbe.Config) else {}
+    quick = {"epochs": 2, "warmup_epochs": 1.0} if isinstance(exam, LinearProbe.Config) else {}
     return replace(exam, **data, **quick)
 
 

@@ -71,8 +71,8 @@ def _stage(size: Size, stage: Literal[1, 2, 3], preset: Literal["code", "paper"]
             betas=(0.9, 0.999),
             weight_decay=0.1 if last else 0.05,
         ),
-        schedule=Cosine.Config(form="epoch", warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
-        train=TrainConfig(epochs=(300, 100, 20)[stage - 1], batch_size=512 if last else 1024, precision="bf16"),
+        schedule=Cosine.Config(form="epoch", warmup_epochs=5.0, warmup_lr=1e-6, min_lr=1e-5),
+        train=TrainConfig(epochs=(300.0, 100.0, 20.0)[stage - 1], batch_size=512 if last else 1024, precision="bf16"),
     )
 
 
@@ -91,8 +91,8 @@ def _vit(backbone: Backbone.Config, *, base_lr: float, layer_decay: float, drop_
         data=_photos("train"),
         exams={"val": Accuracy.Config(test=_photos("test"))},
         optim=AdamW.Config(base_lr=base_lr, base_batch=256, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=layer_decay),
-        schedule=Cosine.Config(warmup_epochs=5, min_lr=1e-6),
-        train=TrainConfig(epochs=epochs, batch_size=1024, precision="fp16"),
+        schedule=Cosine.Config(warmup_epochs=5.0, min_lr=1e-6),
+        train=TrainConfig(epochs=float(epochs), batch_size=1024, precision="fp16"),
     )
 
 

@@ -71,7 +71,7 @@ class LinearProbe(Configurable):
         """Learning rates per 256 samples: lr = base * batch / 256. MAE's own is (0.1,); a single one is taken as it is."""
         epochs: int = 90
         """Passes over the features. MAE: 90 for base, 50 for large and huge."""
-        warmup_epochs: float = 10
+        warmup_epochs: float = 10.0
         """The rate rises linearly over these, then falls as half a cosine to 0, per step."""
         batch_size: int = 16384
         """Features per step, clipped to their number."""
@@ -171,7 +171,7 @@ class LinearProbe(Configurable):
         return Heads(norm=norm, weight=weight, bias=bias)
 
 
-def cosine(epoch: float, warmup: float, epochs: float) -> float:
+def cosine(epoch: float, warmup: float, epochs: int) -> float:
     """The share of the peak rate at a fractional epoch: a line from 0 to 1, then half a cosine from 1 to 0."""
     if epoch < warmup:
         return epoch / warmup

@@ -4,10 +4,10 @@ A strategy says in :meth:`Masking.scores` which patches it would rather hide. Ho
 every region, is the same for all of them and lives in :meth:`Masking.__call__`. Half of a 4 x 4 grid (``#`` is masked):
 
     Random       Sequential   Diagonal     Random, scope="region", regions = rows
-    # . . #      . . . .      . . . #      # . # .
-    . # . .      . . . .      . . # #      . # # .
+    # . . #      . . . .      . . . .      # . # .
+    . # . .      . . . .      . . . #      . # # .
     # # . #      # # # #      . # # #      # . . #
-    . . # #      # # # #      . # # #      . # . #
+    . . # #      # # # #      # # # #      . # . #
 
 Counts are Python integers and the same in every sample, so that all visible sequences are equally long. Nothing is read back
 from the device, and a mask is a function of the sample's key alone: the batch around it plays no part.

@@ -1,7 +1,7 @@
 """Files that are either whole or not there: safetensors written beside, synced, and renamed into place.
 
-A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``) with
-one metadata key, ``hybridmap``: JSON with sorted keys, neither times nor paths in it, so that equal runs write equal bytes. A
+A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``)
+with one metadata key, ``hybridmap``: JSON with sorted keys, neither times nor paths in it, so that equal runs write equal bytes. A
 checksum of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
 """
 
@@ -134,7 +134,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     total = 0
     for name in sorted(tensors):
         total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), total)
     return total
 
 
@@ -159,13 +159,14 @@ class Checkpoints:
         write(self.folder / f"step-{step:08d}.safetensors", tensors, {**record, "step": step})
         self._prune()
 
-    def newest(self, *, extra: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def newest(self, *, extra: bool = True) -> Path | None:
         """The newest checkpoint that is whole, or None; broken ones are named in the log. ``extra=False`` leaves out those that
         were written because the run was asked to stop."""
         for path in reversed(self.paths()):
             try:
                 if extra or not read_record(path).get("extra"):
-                    return read(path)
+                    read(path)
+                    return path
             except BrokenFile as error:
                 log.warning("%s; the checkpoint before it is used", error)
         return None

@@ -69,7 +69,8 @@ class World:
         mesh = init_device_mesh(self.device.type, (self.size,))
         for layer in _layers(learner):
             fully_shard(layer, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
 
     def accumulating(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of a micro-step: gradients travel between processes after the last one only."""

@@ -7,6 +7,7 @@ and the batch is replayed here with an eye on every module.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -15,37 +16,64 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hybridmap.train.state import TrainState
+
+log = logging.getLogger("hybridmap.train")
+
 
 class Watch:
-    """The numbers of one step on their way from the device to the host."""
+    """The numbers of one step on their way from the device to the host, and what the host makes of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: TrainState) -> None:
+        self.asked = False
+        """Whether any process was asked to stop."""
+        self._state = state
+        self._losses: list[float] = []
         self._names: list[str] = []
         self._values: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
         self._facts: dict[str, Any] = {}
 
     def send(self, numbers: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Start the copy of some scalars; ``facts`` are numbers of the step that the host knows already."""
+        """Start the copy of the scalars of a step; ``facts`` are numbers that the host knows already."""
         self._names, self._facts = list(numbers), dict(facts)
-        self._values = torch.stack([value.detach().float() for value in numbers.values()]).to("cpu", non_blocking=True)
-        if torch.cuda.is_available() and next(iter(numbers.values())).is_cuda:
+        values = torch.stack([value.detach().float() for value in numbers.values()])
+        self._values = values.to("cpu", non_blocking=True)
+        if values.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
     def receive(self) -> dict[str, Any] | None:
-        """Everything that :meth:`send` was given, as plain numbers, once; None if there is nothing on its way."""
+        """What :meth:`send` was given last, as plain numbers, once; None if nothing is on its way.
+
+        Counts the step as good or bad. Waits for the device, so call it when the device has the next step to work on.
+        """
         if self._values is None:
             return None
         if self._arrived is not None:
             self._arrived.synchronize()
         record = self._facts | dict(zip(self._names, self._values.tolist(), strict=True))
         self._values = None
+        self.asked = self.asked or record.pop("asked") > 0
+        if record.pop("skipped"):
+            record["skipped"] = True
+            self._state.bad_in_row += 1
+            self._state.skipped_steps += 1
+            log.warning("step %d was not finite (loss %g) and was skipped", record["step"], record["loss"])
+        else:
+            self._state.bad_in_row = 0
+            self._losses.append(record["loss"])
         return record
 
+    def take_losses(self) -> list[float]:
+        """The losses of the good steps since this was asked last."""
+        losses, self._losses = self._losses, []
+        return losses
 
-def first_culprit(learner: nn.Module, replay: Callable[[], Tensor]) -> str | None:
-    """Run ``replay`` (a forward pass that returns the loss) with its backward, and name what is not finite first.
+
+def first_culprit(learner: nn.Module, replay: Callable[[], Iterator[Tensor]]) -> str | None:
+    """Run ``replay`` (which yields the loss of one micro-batch after the other) with its backward, and name what is not finite
+    first.
 
     The answer reads as the subject of a sentence, such as "the output of backbone.layers.3.mixer"; None if all was finite.
     """
@@ -74,9 +102,9 @@ def first_culprit(learner: nn.Module, replay: Callable[[], Tensor]) -> str | Non
             handles.append(module.register_forward_pre_hook(before(name)))
             handles.append(module.register_forward_hook(after(name)))
         with torch.compiler.set_stance("force_eager"):
-            loss = replay()
-            note("the loss", iter([loss]))
-            loss.backward()
+            for loss in replay():
+                note("the loss", iter([loss]))
+                loss.backward()
     finally:
         for handle in handles:
             handle.remove()

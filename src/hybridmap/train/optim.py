@@ -1,8 +1,8 @@
 """AdamW, with its parameter groups read off the parameters themselves.
 
 Whether a parameter is decayed was said where it was born (marks ``no_weight_decay`` and ``ssm_state``); 1-D parameters and
-biases never are. How deep it lies, for layer-wise rates, is what ``learner.layer_ids()`` says. Both are read before the model is
-wrapped or sharded, and kept by name.
+biases never are. How deep it lies, for layer-wise rates, is what ``learner.layer_ids()`` says. Both are read before the model
+is wrapped or sharded, and kept by name.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class AdamW(Configurable):
     def rules(self, learner: nn.Module) -> dict[str, Rule]:
         """Parameter name -> rule, for every parameter that is trained.
 
-        With layer decay, a parameter of layer ``id`` has lr_scale = layer_decay ** (last id - id); what ``layer_ids`` leaves out
-        belongs to the last layer. Source: facebookresearch/mae:util/lr_decay.py @ efb2a80.
+        With layer decay, a parameter of layer ``id`` has lr_scale = layer_decay ** (last id - id); what ``layer_ids`` leaves
+        out belongs to the last layer. Source: facebookresearch/mae:util/lr_decay.py @ efb2a80.
 
         Raises:
             UserError: if layer decay is asked of a learner that does not number its layers.
@@ -86,8 +86,8 @@ class AdamW(Configurable):
             number = getattr(learner, "layer_ids", None)
             if number is None:
                 raise UserError(
-                    f"optim.layer_decay needs a learner that numbers its layers, and {type(learner).__name__} has no layer_ids(); "
-                    "leave it at none"
+                    f"optim.layer_decay needs a learner that numbers its layers, and {type(learner).__name__} has no "
+                    "layer_ids(); leave it at none"
                 )
             ids = number()
         last = max(ids.values(), default=0)

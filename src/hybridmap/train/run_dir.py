@@ -1,12 +1,13 @@
 """The run directory: one run, one recipe, one launch at a time.
 
-    recipe.yaml        everything that decides what is computed
-    environment.json   versions, device, kernels, commit
-    metrics.jsonl      a line per step, cut back to the checkpoint where a run continues
-    checkpoints/       the newest and the best
-    final.safetensors  the weights, once the run is finished
-    summary.json       how it ended
-    log.txt            what was said
+recipe.yaml        everything that decides what is computed
+environment.json   versions, device, kernels, commit
+metrics.jsonl      a line per step, cut back to the checkpoint where a run continues
+checkpoints/       the newest and the best
+final.safetensors  the weights, once the run is finished
+summary.json       how it ended: steps, exams
+skipped.json       images that could not be read, with the reason
+log.txt            what was said
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ from hybridmap.train.checkpoint import Checkpoints, write_atomically, writing
 from hybridmap.train.recipe import Recipe
 
 _LOCK = ".lock"
-_CONTENTS = ("recipe.yaml", "environment.json", "metrics.jsonl", "final.safetensors", "summary.json", "log.txt", "report.html")
+_CONTENTS = (
+    "recipe.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "final.safetensors",
+    "summary.json",
+    "skipped.json",
+    "log.txt",
+    "report.html",
+)
 """Files of a run directory, besides those of its folders."""
 _FOLDERS = {"checkpoints": "step-*.safetensors", "tensorboard": "events.out.tfevents.*", "pictures": "*.png"}
 """Folders of a run directory -> the files in them that are a run's."""
@@ -66,6 +76,16 @@ class RunDirectory:
         """Drop what is later than ``step`` from ``metrics.jsonl``: the run is going to write it again."""
         kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= step]
         write_atomically(self._metrics, "".join(line + "\n" for line in kept))
+
+    def note_skipped(self, images: Mapping[str, str]) -> None:
+        """Remember images that could not be read, path -> reason, beside those of earlier launches."""
+        if images:
+            self.write_json("skipped.json", self.read_json("skipped.json") | dict(images))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What :meth:`write_json` wrote; empty if it did not."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else {}
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small file of facts."""

@@ -5,8 +5,8 @@ Two forms are in use, and they differ in more than how often they change::
     form="iter"    e <  w:  lr * e / w            e >= w:  min + (lr - min) / 2 * (1 + cos(pi * (e - w) / (E - w)))
     form="epoch"   t <  w:  s + t * (lr - s) / w  t >= w:  min + (lr - min) / 2 * (1 + cos(pi * t / E))
 
-with e the fractional epoch, E the number of epochs, w the warm-up, s the rate that it starts from. The second form does not take
-the warm-up off the cosine, and lags: epoch number e trains with t = max(e - 1, 0), because the released trainers step it with
+with e the fractional epoch, E the number of epochs, w the warm-up, s the rate that it starts from. The second form does not
+take the warm-up off the cosine, and lags: epoch number e trains with t = max(e - 1, 0), because the released trainers step it with
 the number of the epoch that just ended.
 """
 
@@ -52,5 +52,7 @@ class Cosine(Configurable):
         t = epoch if c.form == "iter" else float(max(math.floor(epoch) - 1, 0))
         if t < c.warmup_epochs:
             return c.warmup_lr + t * (lr - c.warmup_lr) / c.warmup_epochs
-        done = (t - c.warmup_epochs) / (epochs - c.warmup_epochs) if c.form == "iter" and epochs > c.warmup_epochs else t / epochs
+        done = (
+            (t - c.warmup_epochs) / (epochs - c.warmup_epochs) if c.form == "iter" and epochs > c.warmup_epochs else t / epochs
+        )
         return c.min_lr + (lr - c.min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hybridmap.train.distributed import like, whole
 
@@ -68,7 +69,8 @@ class TrainState:
         for name, parameter in self._trained():
             if name in saved:
                 self.optimizer.state[parameter] = {
-                    key: like(parameter, value) if value.ndim else value.to(parameter.device) for key, value in saved[name].items()
+                    key: like(parameter, value) if value.ndim else value.to(parameter.device)
+                    for key, value in saved[name].items()
                 }
         self.step, self.lr_scale = record["step"], record["lr_scale"]
         self.bad_in_row, self.skipped_steps = record["bad_in_row"], record["skipped_steps"]
@@ -83,7 +85,7 @@ class TrainState:
         """One step of the moving average: ema += (1 - decay) * (now - ema)."""
         if self.ema is not None:
             now = self.learner.state_dict()
-            torch._foreach_lerp_(list(self.ema.values()), [now[name] for name in self.ema], weight=1.0 - decay)
+            get_ema_multi_avg_fn(decay)(tuple(self.ema.values()), tuple(now[name] for name in self.ema), 0)
 
     def _trained(self) -> list[tuple[str, Tensor]]:
         """(name, parameter) of what the optimiser holds."""

@@ -59,7 +59,9 @@ def family(path: Path) -> str:
 def recordings() -> list[Path]:
     """The JSON of every pair in the folder; also of half a pair, so that the lack of the other half is noticed."""
     found = {path.with_suffix(".json") for path in FOLDER.glob("*.safetensors")}
-    alone = {path for path in FOLDER.glob("*.json") if path.name != "index.json" and not path.name.startswith(("init-", "manifest-"))}
+    alone = {
+        path for path in FOLDER.glob("*.json") if path.name != "index.json" and not path.name.startswith(("init-", "manifest-"))
+    }
     return sorted(found | alone)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parity_harness.recording import Recording
 from torch import Tensor, nn
 
 from hybridmap.backbones import HybridNet
@@ -21,14 +20,25 @@ from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
 from hybridmap.tokens.masking import Random
 from hybridmap.types import Mask, Patches, Tap
+from parity_harness.recording import Recording
 
 NEUTRAL = {"drop_rate", "drop_path_rate", "residual_in_fp32", "fused_add_norm", "norm_epsilon", "decoder_embed_dim"}
 """Official arguments without effect on a float32 evaluation, or read where they matter."""
 
 
 def hybrid_config(args: dict[str, Any], layout: str) -> HybridNet.Config:
-    """Ours from the arguments of the official ``VisionMamba`` of MAP and Mamba-Reg, whose defaults golden/README lists."""
-    known = {"img_size", "patch_size", "channels", "depth", "embed_dim", "num_classes", "num_cls_tokens", "cls_reduce", "ssm_cfg"}
+    """Ours from the arguments of MAP's and Mamba-Reg's ``VisionMamba``; the README beside the recordings lists its defaults."""
+    known = {
+        "img_size",
+        "patch_size",
+        "channels",
+        "depth",
+        "embed_dim",
+        "num_classes",
+        "num_cls_tokens",
+        "cls_reduce",
+        "ssm_cfg",
+    }
     known |= {"num_heads", "rms_norm", "mlp_ratio", "decoder_num_heads"} | NEUTRAL
     assert args.keys() <= known, f"official arguments that the harness does not know: {sorted(args.keys() - known)}"
     ssm: dict[str, Any] = args.get("ssm_cfg") or {}
@@ -109,6 +119,11 @@ def transformer_index(layout: str, b: int | str) -> int:
     return [s for s, kind in enumerate(layout) if kind == "T"][int(b)]
 
 
+def check_patch_embed(rec: Recording, backbone: SequenceBackbone, patches: Patches) -> None:
+    """Tokens before their positions are added."""
+    rec.check("feature.patch_embed", backbone.embed(patches) - backbone.pos_embed)
+
+
 def check_layers(rec: Recording, layout: str, taps: Mapping[int, Tap]) -> None:
     """Branch and stream of the Mamba layers, and the Transformer blocks with their outer addition."""
 
@@ -162,6 +177,7 @@ def map_pretrain(rec: Recording) -> None:
 
     patches: Patches = backbone.partition(rec.input("image"))
     mask = recorded_mask(rec, patches)
+    check_patch_embed(rec, backbone, patches)
     features = backbone.encode_visible(patches, mask, taps=range(len(layout)))
     check_layers(rec, layout, features.taps)
     rec.check("output.encoder", features.patches)
@@ -187,6 +203,7 @@ def map_encoder(rec: Recording) -> None:
     model = prepare(model, args, rec.dtype)
 
     patches = model.partition(rec.input("image"))
+    check_patch_embed(rec, model, patches)
     features = model.encode_visible(patches, recorded_mask(rec, patches), taps=range(len(layout)))
     everything = model.encode_visible(patches, None).patches
     check_layers(rec, layout, features.taps)
@@ -208,7 +225,7 @@ def mamba_reg(rec: Recording) -> None:
 
     images = rec.input("image")
     patches = model.partition(images)
-    rec.check("feature.patch_embed", model.embed(patches) - model.pos_embed)
+    check_patch_embed(rec, model, patches)
     check_layers(rec, layout, model.encode_visible(patches, None, prefix=True, taps=range(len(layout))).taps)
     tokens = model.forward_features(images)
     rec.check("output.features", model.forward_head(tokens, pre_logits=True))

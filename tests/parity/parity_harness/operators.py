@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from parity_harness.recording import Recording
 from torch import Tensor
 
 from hybridmap import ops
+from parity_harness.recording import Recording
 
 
 def check_case(rec: Recording, case: str, inputs: dict[str, Tensor], out: dict[str, Tensor], loss: Tensor) -> None:

@@ -38,6 +38,7 @@ class Recording:
         self.dtype = dtype
         self.config: dict[str, Any] = self.meta["config"]
         self.used: set[str] = set()
+        self.leaves: dict[str, Tensor] = {}
         self.faults: list[str] = []
         self.compared = 0
 
@@ -54,9 +55,12 @@ class Recording:
         return self.part("state.")
 
     def input(self, name: str) -> Tensor:
-        """One input; it counts as used."""
+        """One input; it counts as used. Where the gradient of the loss for it is recorded, it asks for one."""
         self.used.add(f"input.{name}")
-        return self._cast(self.tensors[f"input.{name}"])
+        value = self._cast(self.tensors[f"input.{name}"])
+        if f"grad.input.{name}" in self.tensors:
+            self.leaves[name] = value.requires_grad_()
+        return value
 
     def names(self, prefix: str) -> list[str]:
         """Names of the recorded tensors below ``prefix``, without it."""
@@ -90,7 +94,10 @@ class Recording:
                 self.check(prefix + name, value(*found.groups()))
 
     def check_gradients(self, gradients: Mapping[str, Tensor], loss: str = "default") -> None:
-        """Compare the gradients of parameters, by official name: the recorded ones, and norm and probe of all."""
+        """Compare the gradients of parameters, by official name: the recorded ones, and norm and probe of all; and those of
+        the inputs."""
+        for name, leaf in self.leaves.items():
+            self.check(f"grad.input.{name}", torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
         for name in self.names("grad."):
             if not name.startswith("input."):
                 if name in gradients:

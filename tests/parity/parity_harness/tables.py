@@ -1,4 +1,4 @@
-"""Tables and laws: register positions, sine-cosine and resampled positions, schedule, layer decay, and the law of the mask ratio."""
+"""Tables and laws: register positions, sine-cosine and resampled positions, schedule, layer decay, law of the mask ratio."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import re
 from typing import Any
 
 import torch
-from parity_harness.hybrid import insertion_order
-from parity_harness.recording import Recording
 from torch import Tensor
 
 from hybridmap.backbones import ViT
@@ -18,6 +16,8 @@ from hybridmap.tokens.masking import truncated_normal
 from hybridmap.tokens.scan import order
 from hybridmap.train.optim import AdamW
 from hybridmap.train.schedule import Cosine
+from parity_harness.hybrid import insertion_order
+from parity_harness.recording import Recording
 
 RATIO = {"mean": 0.5, "std": 0.25, "low": 0.3, "high": 0.7}
 """The law of MAP's released mask ratio."""
@@ -72,8 +72,12 @@ def resampled(rec: Recording, name: str) -> Tensor:
 
 def learning_rates(epochs: Tensor, options: dict[str, Any]) -> Tensor:
     """MAE's schedule per iteration, at fractional epochs."""
-    schedule = Cosine.Config(form="iter", warmup_epochs=float(options["warmup_epochs"]), min_lr=float(options["min_lr"])).build()
-    return torch.tensor([schedule(e, float(options["epochs"]), float(options["lr"])) for e in epochs.tolist()], dtype=torch.float64)
+    schedule = Cosine.Config(
+        form="iter", warmup_epochs=float(options["warmup_epochs"]), min_lr=float(options["min_lr"])
+    ).build()
+    return torch.tensor(
+        [schedule(e, float(options["epochs"]), float(options["lr"])) for e in epochs.tolist()], dtype=torch.float64
+    )
 
 
 PLACES = {

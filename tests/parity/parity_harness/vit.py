@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parity_harness.hybrid import Recorder, check_model_gradients, decoder_blocks, load_learner, masked_by
-from parity_harness.recording import Recording
 from torch import Tensor
 
 from hybridmap.backbones.vit import ViT
@@ -18,6 +16,15 @@ from hybridmap.objectives.map import MAP
 from hybridmap.objectives.targets import Pixels
 from hybridmap.tokens.masking import Random
 from hybridmap.tokens.select import take
+from parity_harness.hybrid import (
+    Recorder,
+    check_model_gradients,
+    check_patch_embed,
+    decoder_blocks,
+    load_learner,
+    masked_by,
+)
+from parity_harness.recording import Recording
 
 
 def backbone_config(args: dict[str, Any], **choices: Any) -> ViT.Config:
@@ -72,9 +79,12 @@ def mae_pretrain(rec: Recording) -> None:
     def reordered(tokens: Tensor) -> Tensor:
         return take(tokens, official)
 
-    features = objective.backbone.encode_visible(patches, mask, taps=range(args["depth"]))
+    check_patch_embed(rec, objective.backbone, patches)
+    depth = args["depth"]
+    features = objective.backbone.encode_visible(patches, mask, taps=range(depth))
     rec.check("output.latent", reordered(torch.cat([features.prefix, features.patches], dim=1)))
     rec.check_each("feature.", r"block(\d+)", lambda i: reordered(features.taps[int(i)].branch))
+    rec.check("feature.block_last", reordered(features.taps[depth - 1].branch))
     with Recorder(decoder_blocks(objective)) as blocks:
         rec.check("output.pred", objective.predict(patches, mask))
     rec.check_each("feature.", r"(dec\d+)", lambda name: blocks[name])
@@ -98,7 +108,9 @@ def mae_vit(rec: Recording) -> None:
     model.to(rec.dtype).eval()
 
     images, depth = rec.input("image"), args["depth"]
-    taps = model.encode_visible(model.partition(images), None, prefix=True, taps=range(depth)).taps
+    patches = model.partition(images)
+    check_patch_embed(rec, model, patches)
+    taps = model.encode_visible(patches, None, prefix=True, taps=range(depth)).taps
     rec.check_each("feature.", r"block(\d+)", lambda i: taps[int(i)].branch)
     rec.check("feature.block_last", taps[depth - 1].branch)
     rec.check("output.features", model.forward_head(model.forward_features(images), pre_logits=True))

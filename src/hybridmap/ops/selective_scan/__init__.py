@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
 from hybridmap.ops.selective_scan import cpu, reference
-from hybridmap.ops.selective_scan.cpu import Direction
+from hybridmap.ops.selective_scan.reference import Direction
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -168,23 +169,248 @@ def selective_scan_fn(
                 f"The groups of B and C must be equal and divide the channels, but {B.shape[1]} and {C.shape[1]} groups came "
                 f"for {A.shape[0]} channels; expected shapes are (batch, groups, S, L)."
             )
+        size = A.shape[0] // groups
         parts = []
-        for g, channels in enumerate(torch.arange(A.shape[0], device="cpu").tensor_split(groups)):
-            own = slice(int(channels[0]), int(channels[-1]) + 1) if len(channels) else slice(0, 0)
-            parts.append(
-                selective_scan(
-                    x[..., own],
-                    dt[..., own],
-                    A[own],
-                    B[:, g % B.shape[1]].mT,
-                    C[:, g % C.shape[1]].mT,
-                    D=None if D is None else D[own],
-                    z=None if gate is None else gate[..., own],
-                    bias=None if delta_bias is None else delta_bias[own],
-                    softplus=delta_softplus,
-                    return_last_state=True,
-                )
+        for g in range(groups):
+            own = slice(g * size, (g + 1) * size)
+            scanned = selective_scan(
+                x[..., own],
+                dt[..., own],
+                A[own],
+                B[:, g % B.shape[1]].mT,
+                C[:, g % C.shape[1]].mT,
+                D=None if D is None else D[own],
+                z=None if gate is None else gate[..., own],
+                bias=None if delta_bias is None else delta_bias[own],
+                softplus=delta_softplus,
+                return_last_state=True,
             )
+            parts.append(scanned)
         out, last = parts[0] if groups == 1 else (torch.cat([o for o, _ in parts], 2), torch.cat([h for _, h in parts], 1))
     out = out.to(u.dtype).mT.contiguous()
     return (out, last) if return_last_state else out
+
+
+def _scan_of_single_states(
+    x: Float[Tensor, "batch L E"],
+    dt: Float[Tensor, "batch L E"],
+    A: Float[Tensor, "E S"],
+    B: Tensor,
+    C: Tensor,
+    D: Float[Tensor, "E"] | None,
+    z: Float[Tensor, "batch L E"] | None,
+    bias: Float[Tensor, "E"] | None,
+    softplus: bool,
+) -> tuple[Float[Tensor, "batch L E"], Float[Tensor, "batch E S"]]:
+    """Scan with B or C constant over the tokens, (E, S), by making every state a channel of its own with one state."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, dt = x.to(wide), dt.to(wide)
+    channels, states = A.shape
+
+    def per_channel(M: Tensor) -> Tensor:
+        if M.dim() == 2:
+            return M.to(wide)
+        grouped = M.to(wide) if M.dim() == 4 else M.to(wide).unsqueeze(1)
+        return grouped.permute(0, 3, 1, 2).repeat_interleave(channels // grouped.shape[1], 2)  # (batch, L, E, S)
+
+    driven = (x.unsqueeze(-1) * per_channel(B)).flatten(2)  # (batch, L, E * S)
+    steps = dt.unsqueeze(-1).expand(*dt.shape, states).flatten(2)
+    one = x.new_ones(*x.shape[:2], 1)
+    repeated = None if bias is None else bias.repeat_interleave(states)
+    h, last = selective_scan(
+        driven, steps, A.reshape(-1, 1), one, one, bias=repeated, softplus=softplus, return_last_state=True
+    )
+    y = (h.unflatten(2, (channels, states)) * per_channel(C)).sum(-1)
+    if D is not None:
+        y = y + D.to(wide) * x
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    return y, last.reshape(-1, channels, states)
+
+
+def _direction(tensors: Sequence[Tensor | None]) -> Direction:
+    if not 5 <= len(tensors) <= 7 or any(t is None for t in tensors[:5]):
+        raise UserError(
+            f"A direction is (x, dt, A, B, C, D, bias), only D and bias possibly None, but {len(tensors)} values came, or one "
+            "of the first five is None; pass them in this order."
+        )
+    return Direction(*tensors)  # pyright: ignore[reportArgumentType]
+
+
+def _parameters_wide(d: Direction) -> Direction:
+    """Bring A, D and bias to the dtype of the state, float32 (float64 for float64 inputs)."""
+    wide = torch.promote_types(d.x.dtype, torch.float32)
+    D, bias = (None if p is None else p.to(wide) for p in (d.D, d.bias))
+    return d._replace(A=d.A.to(wide), D=D, bias=bias)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
+    x, A = d.x, d.A
+    if x.dim() != 3 or A.dim() != 2:
+        raise UserError(
+            f"The scan expects x as (batch, L, E) and A as (E, S), but {tuple(x.shape)} and {tuple(A.shape)} came; "
+            "transpose channels-first inputs, or call selective_scan_fn."
+        )
+    batch, length, channels = x.shape
+    per_token = (batch, length, A.shape[1])
+    expected = {
+        "dt": (d.dt, x.shape),
+        "A": (A, (channels, A.shape[1])),
+        "B": (d.B, per_token),
+        "C": (d.C, per_token),
+        "D": (d.D, (channels,)),
+        "z": (z, x.shape),
+        "bias": (d.bias, (channels,)),
+        "h0": (h0, (batch, *A.shape)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise UserError(
+                f"The scan of x {tuple(x.shape)} with A {tuple(A.shape)} expects {name} of shape {tuple(shape)}, but "
+                f"{tuple(tensor.shape)} came; check its layout (channels last)."
+            )
+    for name, tensor in (("dt", d.dt), ("B", d.B), ("C", d.C), ("z", z)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise UserError(
+                f"The scan expects dt, B, C and z in the dtype of x, {x.dtype}, but {name} is {tensor.dtype}; "
+                f"cast it with {name}.to(x.dtype)."
+            )
+    if x.dtype not in (*_DTYPES, torch.float64):
+        raise UserError(f"The scan expects float32, bfloat16, float16 or float64, but x is {x.dtype}; cast it to float32.")
+
+
+# The operators. ``ckpt`` holds the state before every CHUNK tokens, (chunks, batch, S, E), with a leading axis of the two
+# directions after the first for the bidirectional scan.
+
+_SCAN_INPUTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0"
+_SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
+
+
+@torch.library.custom_op(
+    "hybridmap::selective_scan",
+    mutates_args=(),
+    schema=f"({_SCAN_INPUTS}, {_SCAN_FLAGS}, bool save_ckpt) -> (Tensor out, Tensor last_state, Tensor ckpt)",
+)
+def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
+    start = None if h0 is None else h0.unsqueeze(0)
+    out, last, kept = cpu.forward(
+        [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=save_ckpt
+    )
+    return out, last.squeeze(0), kept.squeeze(1) if save_ckpt else kept
+
+
+@_selective_scan.register_fake
+def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    batch, length, channels = x.shape
+    chunks = (length + cpu.CHUNK - 1) // cpu.CHUNK
+    ckpt = (chunks, batch, A.shape[1], channels) if save_ckpt else (0,)
+    return x.new_empty(x.shape), x.new_empty((batch, *A.shape), dtype=wide), x.new_empty(ckpt, dtype=wide)
+
+
+@torch.library.custom_op(
+    "hybridmap::selective_scan_bwd",
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor? dlast_state, Tensor ckpt, {_SCAN_INPUTS}, {_SCAN_FLAGS}) -> (Tensor dx, Tensor ddt, "
+    "Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, Tensor dh0)",
+)
+def _selective_scan_bwd(dout, dlast_state, ckpt, x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale):
+    after = None if dlast_state is None else dlast_state.unsqueeze(0)
+    (d,), dz, dh0 = cpu.backward(
+        dout, after, ckpt.unsqueeze(1), [Direction(x, dt, A, B, C, D, bias)], [reverse], z, softplus=softplus, scale=out_scale
+    )
+    nothing = (v if v is not None else x.new_empty(0) for v in (d.D, dz, d.bias))
+    return d.x, d.dt, d.A, d.B, d.C, *nothing, x.new_empty(0) if h0 is None else dh0.squeeze(0)
+
+
+@_selective_scan_bwd.register_fake
+def _(dout, dlast_state, ckpt, x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale):
+    return tuple(x.new_empty(0) if v is None else v.new_empty(v.shape) for v in (x, dt, A, B, C, D, z, bias, h0))
+
+
+def _selective_scan_setup(ctx, inputs, output) -> None:
+    *tensors, softplus, reverse, out_scale, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.flags = (softplus, reverse, out_scale)
+
+
+def _selective_scan_backward(ctx, dout, dlast_state, _):
+    ckpt, *tensors = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(tensors[0])
+    gradients = torch.ops.hybridmap.selective_scan_bwd(dout, dlast_state, ckpt, *tensors, *ctx.flags)
+    return *(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None, None, None
+
+
+_selective_scan.register_autograd(_selective_scan_backward, setup_context=_selective_scan_setup)
+
+_PAIR_INPUTS = ", ".join(
+    f"Tensor{'?' if name in ('D', 'bias') else ''} {name}{suffix}" for suffix in ("_fwd", "_bwd") for name in Direction._fields
+)
+
+
+@torch.library.custom_op(
+    "hybridmap::bidirectional_scan",
+    mutates_args=(),
+    schema=f"({_PAIR_INPUTS}, Tensor? z, bool softplus, float out_scale, bool save_ckpt) -> (Tensor out, Tensor ckpt)",
+)
+def _bidirectional_scan(*args):
+    *tensors, z, softplus, out_scale, save_ckpt = args
+    out, _, kept = cpu.forward(
+        [Direction(*tensors[:7]), Direction(*tensors[7:])],
+        [False, True],
+        z,
+        None,
+        softplus=softplus,
+        scale=out_scale,
+        keep=save_ckpt,
+    )
+    return out, kept
+
+
+@_bidirectional_scan.register_fake
+def _(*args):
+    x, A, save_ckpt = args[0], args[2], args[-1]
+    batch, length, channels = x.shape
+    ckpt = ((length + cpu.CHUNK - 1) // cpu.CHUNK, 2, batch, A.shape[1], channels) if save_ckpt else (0,)
+    return x.new_empty(x.shape), x.new_empty(ckpt, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.library.custom_op(
+    "hybridmap::bidirectional_scan_bwd",
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor ckpt, {_PAIR_INPUTS}, Tensor? z, bool softplus, float out_scale) -> ("
+    + ", ".join(["Tensor"] * 15)
+    + ")",
+)
+def _bidirectional_scan_bwd(*args):
+    dout, ckpt, *tensors, z, softplus, out_scale = args
+    directions = [Direction(*tensors[:7]), Direction(*tensors[7:])]
+    gradients, dz, _ = cpu.backward(dout, None, ckpt, directions, [False, True], z, softplus=softplus, scale=out_scale)
+    return tuple(dout.new_empty(0) if v is None else v for v in (*gradients[0], *gradients[1], dz))
+
+
+@_bidirectional_scan_bwd.register_fake
+def _(*args):
+    dout, _, *tensors, _, _ = args
+    return tuple(dout.new_empty(0) if v is None else v.new_empty(v.shape) for v in tensors)
+
+
+def _bidirectional_scan_setup(ctx, inputs, output) -> None:
+    *tensors, softplus, out_scale, _ = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.flags = (softplus, out_scale)
+
+
+def _bidirectional_scan_backward(ctx, dout, _):
+    ckpt, *tensors = ctx.saved_tensors
+    gradients = torch.ops.hybridmap.bidirectional_scan_bwd(dout, ckpt, *tensors, *ctx.flags)
+    return *(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None, None
+
+
+_bidirectional_scan.register_autograd(_bidirectional_scan_backward, setup_context=_bidirectional_scan_setup)

@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hybridmap.ops.selective_scan.reference import Direction
 
 CHUNK = 16
 """T: tokens between two kept states."""
@@ -33,18 +34,6 @@ _CACHED = 1 << 20
 """Elements of one chunk buffer on a CPU (4 MB in float32); as many samples share a block as fit."""
 _LARGE = 1 << 26
 """The same on any other device, where the cost is the launch and not the cache."""
-
-
-class Direction(NamedTuple):
-    """What one direction of a layer scans with; shapes as in ``hybridmap.ops.selective_scan``."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None = None
-    bias: Tensor | None = None
 
 
 class _Scan:
@@ -60,7 +49,7 @@ class _Scan:
         self.chunk = min(CHUNK, max(self.length, 1))
         per_sample = max(self.chunk * len(directions) * self.states * self.width, 1)
         most = max(1, (_CACHED if x.device.type == "cpu" else _LARGE) // per_sample)
-        self.block = -(-self.batch // max(1, -(-self.batch // most)))
+        self.block = max(1, math.ceil(self.batch / math.ceil(self.batch / most))) if self.batch else 1
         self.scratch = self.new(buffers, self.block * per_sample)
         self.A = torch.stack([d.A.to(self.wide).mT for d in directions]).unsqueeze(1)  # directions 1 S E
         self.A_log2 = self.A * math.log2(math.e)
@@ -78,7 +67,8 @@ class _Scan:
         return torch.empty(shape, dtype=self.wide, device=self.device)
 
     def blocks(self) -> list[slice]:
-        return [slice(first, min(first + self.block, self.batch)) for first in range(0, self.batch, self.block)] if self.length else []
+        firsts = range(0, self.batch, self.block) if self.length else ()
+        return [slice(first, min(first + self.block, self.batch)) for first in firsts]
 
     def chunks(self) -> list[slice]:
         return [slice(first, min(first + self.chunk, self.length)) for first in range(0, self.length, self.chunk)]
@@ -107,7 +97,8 @@ class _Scan:
 
     def inputs(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return (x, B, C, raw, delta) of a block, in scan order; raw is what softplus turns into the step size delta."""
-        x, raw, B, C = (self.load([d[i][rows] for d in self.directions]) for i in (0, 1, 3, 4))
+        x, raw = self.load([d.x[rows] for d in self.directions]), self.load([d.dt[rows] for d in self.directions])
+        B, C = self.load([d.B[rows] for d in self.directions]), self.load([d.C[rows] for d in self.directions])
         if self.bias is not None:
             raw += self.bias
         return x, B, C, raw, F.softplus(raw) if self.softplus else raw
@@ -248,7 +239,7 @@ def backward(
         Direction(
             to_x[g],
             to_dt[g],
-            dA[g].mT.contiguous(),
+            dA[g].mT.clone(memory_format=torch.contiguous_format),
             to_B[g],
             to_C[g],
             None if d.D is None else dD[g].clone(),

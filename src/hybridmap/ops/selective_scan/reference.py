@@ -7,10 +7,24 @@ autograd allocate a full-size zero tensor for every step, which is quadratic in 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+
+class Direction(NamedTuple):
+    """What one direction of a layer scans with; shapes as in ``hybridmap.ops.selective_scan``."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def selective_scan(
@@ -62,14 +76,21 @@ def selective_scan(
     return (y * out_scale).to(x.dtype), h
 
 
-def bidirectional_scan(forward: tuple, backward: tuple, z: Tensor | None = None, *, softplus: bool = True, scale: float = 0.5) -> Tensor:
-    """Add the scans of both directions, each with its own (x, dt, A, B, C, D, bias), in at least float32, then gate once."""
-    wide = torch.promote_types(forward[0].dtype, torch.float32)
-    total = None
-    for (x, dt, A, B, C, D, bias), reverse in ((forward, False), (backward, True)):
-        y, _ = selective_scan(x.to(wide), dt, A, B, C, D=D, bias=bias, softplus=softplus, reverse=reverse)
-        total = y if total is None else total + y
-    assert total is not None
+def bidirectional_scan(
+    forward: Direction,
+    backward: Direction,
+    z: Float[Tensor, "batch L E"] | None = None,
+    *,
+    softplus: bool = True,
+    scale: float = 0.5,
+) -> Float[Tensor, "batch L E"]:
+    """Add the scans of both directions in at least float32, then gate once."""
+    wide = torch.promote_types(forward.x.dtype, torch.float32)
+    first, second = (
+        selective_scan(d.x.to(wide), d.dt, d.A, d.B, d.C, D=d.D, bias=d.bias, softplus=softplus, reverse=reverse)[0]
+        for d, reverse in ((forward, False), (backward, True))
+    )
+    total = first + second
     if z is not None:
         total = total * F.silu(z.to(wide))
-    return (total * scale).to(forward[0].dtype)
+    return (total * scale).to(forward.x.dtype)

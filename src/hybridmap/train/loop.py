@@ -1,0 +1,408 @@
+"""The training loop: one function, read from top to bottom. It knows a learner and a loader, no model and no data set."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from hybridmap.config import to_tree
+from hybridmap.errors import UserError
+from hybridmap.hashing import hash_ints
+from hybridmap.train import checkpoint, run_dir
+from hybridmap.train.distributed import World, join, unsynchronised, whole
+from hybridmap.train.interrupt import Interrupts, exit_code
+from hybridmap.train.log import speaking
+from hybridmap.train.nonfinite import Watch, first_culprit
+from hybridmap.train.optim import set_lr
+from hybridmap.train.recipe import Recipe
+from hybridmap.train.run_dir import RunDirectory
+from hybridmap.train.state import TrainState, begin_average
+from hybridmap.train.weights import read_weights
+from hybridmap.types import Batch
+
+log = logging.getLogger("hybridmap.train")
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PATIENCE = {"fp32": 3, "bf16": 3, "fp16": 20}
+"""Non-finite steps in a row before the run goes back; in fp16 the first ones only mean that the loss is scaled too far up."""
+_LEAST_LR_SCALE = 2.0**-6
+"""A run that would reduce its learning rate further than this has another problem."""
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """What the loop asks of a loader: for each step from ``start_step`` to ``steps``, the micro-batches of this process."""
+
+    dataset: Any
+    start_step: int
+    steps: int
+    wait_s: float
+    skipped: dict[str, str]
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]: ...
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    loader: Callable[..., Any],
+    device: str = "auto",
+    overwrite: bool = False,
+    environment: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Train by ``recipe`` in the run directory ``out``; continue where an earlier launch of the same recipe stopped.
+
+    Args:
+        recipe: what to compute.
+        out: the run directory; made if it is missing.
+        loader: makes a :class:`Loader`, from ``recipe.data`` and the keywords ``batch_size, steps, accumulate, rank, world, seed, device``.
+        device: "auto", or as torch names it. Under ``torchrun`` every process takes its own GPU.
+        overwrite: start anew in a directory that holds a run.
+        environment: further facts for ``environment.json``, such as the kernels in use.
+
+    Raises:
+        UserError: for whatever a user can mend; the last checkpoint is intact.
+        SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is written.
+    """
+    with ExitStack() as opened:
+        # ------------------------------------------------------------------------------------------------------------- setup
+        config, seed = recipe.train, recipe.seed
+        world = opened.enter_context(join(device))
+        opened.enter_context(_reproducible(world.device, strict=config.deterministic))
+        run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=overwrite)))
+        board = config.tensorboard
+        told = opened.enter_context(speaking(run if world.is_main else None, every=config.log_every, tensorboard=board))
+        if run.final.exists():
+            log.info("%s is finished: nothing is left to do (--overwrite starts anew)", run.path)
+            return _finished(recipe, run, world)
+        facts = run_dir.environment(world.device, world.size) | dict(environment or {})
+        world.on_main(lambda: run.write_json("environment.json", facts))
+
+        # ------------------------------------------------------------------------------------------------------------- build
+        data: Loader = loader(
+            recipe.data,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            steps=0,  # not known before the data set is open; set below
+            rank=world.rank,
+            world=world.size,
+            seed=seed,
+            device=world.device,
+        )
+        steps, epochs = config.length(len(data.dataset))
+        resuming = world.on_main(lambda: bool(run.checkpoints.paths()))
+        learner = _learner(recipe, fresh=not resuming).to(world.device)
+        adamw = recipe.optim.build()
+        rules = adamw.rules(learner)  # read off the parameters before sharding replaces them
+        model = world.wrap(learner, config.parallel)
+        optimizer = adamw.optimizer(learner.named_parameters(), rules)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
+        schedule, highest_lr = recipe.schedule.build(), adamw.lr(config.batch_size)
+        state = TrainState(learner, optimizer, scaler, begin_average(learner) if config.ema else None)
+
+        def forward(model: nn.Module, batch: Batch, step: int, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
+            torch.manual_seed(hash_ints(seed, step, micro, world.rank))  # for what is drawn per batch, such as drop path
+            with torch.autocast(world.device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
+                return model(batch)
+
+        # ------------------------------------------------------------------------------------------------------------ resume
+        if resuming:
+            _restore(state, run, world)
+            log.info("continuing %s at step %d of %d", run.path, state.step, steps)
+        else:
+            size = sum(value.numel() for value in trained)
+            log.info("training %s parameters for %d steps (%.4g epochs) in %s", f"{size:,}", steps, epochs, run.path)
+        save_every = config.checkpoint_every or math.ceil(steps / 20)
+        saved_at = state.step if resuming else None
+        examined_at = state.step if state.results or state.step < steps else None
+
+        # -------------------------------------------------------------------------------------------------------------- loop
+        interrupts = opened.enter_context(Interrupts())
+        watch, stream = Watch(state), _Stream(data)
+        opened.callback(stream.close)
+        stream.open(state.step, steps)
+        told.begin(state.step, steps)
+        while True:
+            # once in a while: hear from the device how the last step went, before anything is done with its outcome
+            done = state.step == steps
+            asked = watch.asked if world.size > 1 else interrupts.received is not None
+            exam_due = bool(recipe.exams) and state.step != examined_at and (done or _due(state.step, config.eval_every))
+            save_due = state.step != saved_at and (done or _due(state.step, save_every) or (exam_due and config.best != "loss"))
+            record = watch.receive() if done or asked or exam_due or save_due else None
+
+            # once in a while: go back, after too many steps in a row that were not finite
+            if state.bad_in_row >= _PATIENCE[config.precision]:
+                step = state.step - 1
+
+                def replay(step: int = step) -> Iterator[Tensor]:
+                    stream.open(step, step + 1)
+                    for micro, batch in enumerate(stream.next()):
+                        yield forward(unsynchronised(model), batch, step, micro)[0]
+
+                _go_back(state, run, world, first_culprit(learner, replay))
+                stream.open(state.step, steps)
+                told.begin(state.step, steps)
+                saved_at = examined_at = state.step
+                continue
+
+            # once in a while: examine, write down, save, stop
+            if exam_due:
+                state.results = _examine(recipe, state, world)
+                examined_at = state.step
+            if record is not None:
+                told.write(record | (state.results if exam_due else {}))
+            if save_due and (done or not state.bad_in_row):
+                score = _score(config.best, state, exam_due, watch)
+                _save(state, run, world, score=score)
+                saved_at = state.step
+            if asked:
+                if saved_at != state.step and not state.bad_in_row:
+                    _save(state, run, world, extra=True)
+                log.info("stopped at step %d of %d; the same command continues the run", state.step, steps)
+                raise SystemExit(exit_code(max(world.gather(interrupts.received or 0))))
+            if done:
+                break
+
+            # one step: gradients of all micro-batches, then news of the step before, then the optimiser
+            began = time.perf_counter()
+            lr = state.lr_scale * schedule(epochs * state.step / steps, epochs, highest_lr)
+            set_lr(optimizer, lr)
+            optimizer.zero_grad()
+            portions: list[dict[str, Tensor]] = []
+            for micro, batch in enumerate(stream.next()):
+                with world.accumulating(model, last=micro == config.accumulate - 1):
+                    total, parts = forward(model, batch, state.step, micro)
+                    scaler.scale(total / config.accumulate).backward()
+                portions.append({"loss": total.detach()} | {f"loss_{name}": part.detach() for name, part in parts.items()})
+            if (record := watch.receive()) is not None:
+                told.write(record)
+            if state.bad_in_row >= _PATIENCE[config.precision]:
+                continue
+            scaler.unscale_(optimizer)
+            norm = _clip(trained, config.clip)
+            seen = _mean_over_batch(portions, world, interrupts.received is not None)
+            bad = ~(seen["loss"].isfinite() & norm.isfinite())
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # read on the device: a bad step changes nothing
+            optimizer.step()
+            scaler.update()
+            if config.ema is not None:
+                state.average(config.ema)
+            state.step += 1
+            took = time.perf_counter() - began
+            pace = {"images_per_s": config.batch_size / took, "data_wait": min(data.wait_s / took, 1.0)}
+            watch.send(seen | {"grad_norm": norm, "skipped": bad}, {"step": state.step, "lr": lr} | pace)
+
+        # ------------------------------------------------------------------------------------------------------------ finish
+        skipped = {path: reason for images in world.gather(data.skipped) for path, reason in images.items()}
+        ending = {"steps": steps, "skipped_steps": state.skipped_steps, "lr_scale": state.lr_scale, "exams": state.results}
+        weights = state.weights()
+        world.on_main(lambda: run.note_skipped(skipped))
+        world.on_main(lambda: run.write_json("summary.json", ending))
+        world.on_main(lambda: checkpoint.write(run.final, weights, _description(recipe)))
+        log.info("finished after %d steps: %s", steps, run.final)
+        return state
+
+
+class _Stream:
+    """The steps of a loader, which can be opened anew at another step."""
+
+    def __init__(self, data: Loader) -> None:
+        self._data = data
+        self._steps: Any = iter(())
+
+    def open(self, start_step: int, steps: int) -> None:
+        self.close()
+        self._data.start_step, self._data.steps = start_step, steps
+        self._steps = iter(self._data)
+
+    def next(self) -> Iterator[Batch]:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """End the processes that prepare data, where there are any."""
+        if hasattr(self._steps, "close"):
+            self._steps.close()
+
+
+@contextmanager
+def _reproducible(device: torch.device, *, strict: bool) -> Iterator[None]:
+    """Deterministic algorithms (on a CPU always, elsewhere if ``strict``); leaves the global generators as they were."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS wants to see before it starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic
+    fill = deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            if strict or device.type == "cpu":
+                torch.use_deterministic_algorithms(True, warn_only=not strict)
+                deterministic.fill_uninitialized_memory = False
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            deterministic.fill_uninitialized_memory = fill
+
+
+def _learner(recipe: Recipe, *, fresh: bool) -> nn.Module:
+    """The learner on the host, as the first step finds it; one that is to be restored is not ``fresh``."""
+    torch.manual_seed(recipe.seed)
+    learner = recipe.learner.build().train()
+    if fresh and recipe.init_from is not None:
+        weights, _ = read_weights(recipe.init_from)
+        log.info("weights from %s: %s", recipe.init_from, learner.initialise(weights))
+    if recipe.train.checkpoint_activations:
+        switch = getattr(getattr(learner, "backbone", None), "set_grad_checkpointing", None)
+        if switch is None:
+            raise UserError(
+                f"train.checkpoint_activations needs a backbone that can, and {type(learner).__name__} has none; leave it off"
+            )
+        switch()
+    if recipe.train.compile:
+        name = "step" if hasattr(learner, "step") else "forward"
+        setattr(learner, name, torch.compile(getattr(learner, name)))
+    return learner
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
+    """The norm of the gradient, a scalar on the device; the gradient is scaled down to ``largest`` where it is longer."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return whole(norm)
+
+
+def _mean_over_batch(portions: list[dict[str, Tensor]], world: World, asked: bool) -> dict[str, Tensor]:
+    """The numbers of a step, averaged over its micro-batches and over all processes, on the device.
+
+    ``asked`` says whether this process was told to stop; on average it was not if and only if no process was.
+    """
+    names = list(portions[0])
+    rows = torch.stack([torch.stack([portion[name].float() for name in names]) for portion in portions])
+    values = world.mean(torch.cat([rows.mean(0), rows.new_full((1,), float(asked))]))
+    return dict(zip([*names, "asked"], values.unbind(), strict=True))
+
+
+def _examine(recipe: Recipe, state: TrainState, world: World) -> dict[str, float]:
+    """The numbers of all exams, by ``exam/number``. They are taken by a copy, so that nothing they do can reach the run."""
+    weights = state.weights()
+
+    def sit() -> dict[str, float]:
+        learner = recipe.learner.build()
+        learner.load_state_dict(weights)
+        learner.to(world.device).eval()
+        results = {name: exam.build()(learner, world.device) for name, exam in recipe.exams.items()}
+        return {f"{name}/{number}": float(value) for name, result in results.items() for number, value in result.items()}
+
+    return world.on_main(sit)
+
+
+def _score(best: str, state: TrainState, examined: bool, watch: Watch) -> float | None:
+    """How good a checkpoint is (more is better), or None where there is nothing to judge by."""
+    losses = watch.take_losses()
+    if best == "loss":
+        return -sum(losses) / len(losses) if losses else None
+    if not examined:
+        return None
+    if best not in state.results:
+        raise UserError(f"train.best must be 'loss' or one of {', '.join(sorted(state.results))}, got {best!r}")
+    return -state.results[best] if best.endswith(("loss", "error")) else state.results[best]
+
+
+def _save(state: TrainState, run: RunDirectory, world: World, *, score: float | None = None, extra: bool = False) -> None:
+    tensors = state.tensors()
+    record = state.record() | {"score": score, "extra": extra}
+    world.on_main(lambda: run.checkpoints.save(state.step, tensors, record))
+
+
+def _restore(state: TrainState, run: RunDirectory, world: World, *, extra: bool = True) -> dict[str, Any]:
+    """Continue from the newest checkpoint that is whole; what was written after it is going to be written again.
+
+    Raises:
+        UserError: if there are checkpoints, and all are broken.
+    """
+    path = world.on_main(lambda: run.checkpoints.newest(extra=extra))
+    if path is None:
+        raise UserError(f"no checkpoint in {run.checkpoints.folder} is whole; start anew with --overwrite")
+    tensors, record = checkpoint.read(path)
+    state.restore(tensors, record)
+    world.on_main(lambda: run.checkpoints.drop_after(state.step))
+    world.on_main(lambda: run.cut_back(state.step))
+    lines = world.on_main(run.lines)
+    state.results = {name: value for name, value in (lines[-1] if lines else {}).items() if "/" in name}
+    if lines and lines[-1]["step"] != state.step:
+        state.results = {}
+    return record
+
+
+def _go_back(state: TrainState, run: RunDirectory, world: World, culprit: str | None) -> None:
+    """Return to the last checkpoint with half the learning rate, and save that, so that a killed run remembers it too.
+
+    Raises:
+        UserError: if that has been tried often enough.
+    """
+    culprit = next((found for found in world.gather(culprit) if found), "nothing in particular (the replay was finite)")
+    row, skipped, lr_scale = state.bad_in_row, state.skipped_steps, state.lr_scale / 2
+    at = state.step
+    if lr_scale < _LEAST_LR_SCALE:
+        raise UserError(
+            f"the loss is not finite around step {at}, even with {state.lr_scale:g} of the learning rate, and first of all "
+            f"{culprit}: lower optim.lr, set train.clip, or look at the data"
+        )
+    record = _restore(state, run, world, extra=False)
+    state.skipped_steps, state.lr_scale, state.bad_in_row = skipped, lr_scale, 0
+    log.warning(
+        "%d steps in a row were not finite, first of all %s; back to step %d with %g of the learning rate",
+        row,
+        culprit,
+        state.step,
+        lr_scale,
+    )
+    tensors = state.tensors()
+    world.on_main(lambda: run.checkpoints.save(state.step, tensors, record | state.record()))
+
+
+def _finished(recipe: Recipe, run: RunDirectory, world: World) -> TrainState:
+    """The state of a run that ended in an earlier launch."""
+    weights, _ = checkpoint.read(run.final)
+    learner = recipe.learner.build()
+    learner.load_state_dict(weights)
+    learner.to(world.device)
+    adamw = recipe.optim.build()
+    optimizer = adamw.optimizer(learner.named_parameters(), adamw.rules(learner))
+    ending = run.read_json("summary.json")
+    return TrainState(
+        learner,
+        optimizer,
+        GradScaler(world.device.type, enabled=False),
+        step=ending.get("steps", 0),
+        lr_scale=ending.get("lr_scale", 1.0),
+        skipped_steps=ending.get("skipped_steps", 0),
+        results=ending.get("exams", {}),
+    )
+
+
+def _description(recipe: Recipe) -> dict[str, Any]:
+    """What ``final.safetensors`` says about itself: how to build the learner, and how its inputs are prepared."""
+    data = to_tree(recipe.data)
+    return {
+        "kind": "weights",
+        "format": 1,
+        "learner": to_tree(recipe.learner),
+        "data": {name: data[name] for name in ("size", "mean", "std") if name in data},
+        "average": recipe.train.ema is not None,
+    }

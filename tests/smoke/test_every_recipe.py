@@ -1,0 +1,62 @@
+"""Every recipe, discovered and never listed, takes two steps at the smallest size and holds its exams."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridmap import recipes
+from hybridmap.config import override
+from hybridmap.data.loader import Loader
+from hybridmap.recipes.smoke import scale_down, small_exam
+from hybridmap.train.loop import train
+from hybridmap.train.weights import load_run
+
+RUNS = [entry for entry in recipes.listing() if entry.kind != "exam"]
+EXAMS = [entry for entry in recipes.listing() if entry.kind == "exam"]
+
+
+@pytest.mark.parametrize("entry", RUNS, ids=lambda entry: entry.name)
+def test_it_takes_two_steps(entry: recipes.Entry, tmp_path: Path):
+    recipe = scale_down(entry.make())
+    train(recipe, tmp_path / "run", device="cpu", loader=Loader)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    assert (tmp_path / "run" / "final.safetensors").is_file()
+    assert all(any(key.startswith(f"{exam}/") for line in lines for key in line) for exam in recipe.exams)
+
+
+@pytest.mark.parametrize("entry", EXAMS, ids=lambda entry: entry.name)
+def test_it_examines_a_network(entry: recipes.Entry):
+    learner = scale_down(recipes.find("map-tiny")).learner.build()
+    found = small_exam(entry.make()).build()(learner, torch.device("cpu"))
+    assert found
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        ("map-base", "ft-3stage-base", {}),
+        ("mae-vit-base", "ft-vit-base", {}),
+        ("map-mambar-base", "ft-3stage-base", {"learner.backbone.layout": "M" * 24}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_one_run_learned_is_what_the_next_starts_from(before: str, after: str, changes: dict[str, str], tmp_path: Path):
+    train(scale_down(recipes.find(before)), tmp_path / "pretrain", device="cpu", loader=Loader)
+    _, weights = load_run(tmp_path / "pretrain")
+    finetune = scale_down(override(recipes.find(after), changes))
+    learner = finetune.learner.build()
+    report = learner.initialise(weights)
+    state = learner.state_dict()
+    assert {name for name in weights if name.startswith("backbone.layers.")} <= set(report.loaded)
+    assert all(torch.equal(state[name], weights[name]) for name in report.loaded)
+    train(replace(finetune, init_from=str(tmp_path / "pretrain")), tmp_path / "finetune", device="cpu", loader=Loader)
+    learner.load_state_dict(load_run(tmp_path / "finetune")[1])
+    assert 0 <= learner.evaluate(finetune.exams["val"].test, "cpu")["top1"] <= 100
