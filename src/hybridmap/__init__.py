@@ -1,1 +1,31 @@
-"""Masked autoregressive pretraining (MAP) of hybrid Mamba-Transformer vision backbones, on any machine."""
+"""Masked autoregressive pretraining (MAP) of hybrid Mamba-Transformer vision backbones, on any machine.
+
+    import timm, hybridmap
+    model = timm.create_model("hybridnet_base_patch16_224", num_classes=10)
+
+Importing registers the backbones with timm and does nothing else: no device is touched and nothing is downloaded. Rooms, from
+the bottom up: ``ops`` (scan, convolution, fused norm), ``layers``, ``tokens`` (partition, regions, masking), ``backbones``,
+``objectives`` (MAP; MAE and local MAE are settings of it), ``tasks``, ``data``, ``train``, ``recipes``, ``report``, ``cli``.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+# Read when torch loads its OpenMP, so it acts where hybridmap comes before torch, as on the command line. Threads that spin while
+# they wait for one another make small operations many times slower as soon as anything else runs on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from hybridmap import backbones as _backbones  # noqa: E402 (registers the models with timm)
+from hybridmap.errors import UserError  # noqa: E402
+from hybridmap.ops import show_config  # noqa: E402
+
+try:
+    __version__ = version("hybridmap")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "unknown"
+
+del _backbones
+
+__all__ = ["UserError", "__version__", "show_config"]

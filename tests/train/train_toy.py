@@ -1,4 +1,4 @@
-"""A learner, data and a loader that are just large enough to train: what the tests of the training loop are about is the loop."""
+"""A learner, data and a loader just large enough to train: what the tests of the training loop are about is the loop."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from rich.table import Table as ConsoleTable
 from hybridmap.cli import report
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.output import console
-from hybridmap.cli.runs import device_named, open_run, shrink, smoke
+from hybridmap.cli.runs import device_named, open_run, shrink, shrink_exam, smoke
 from hybridmap.data.loader import Loader
 from hybridmap.errors import UserError
 from hybridmap.ops.backend import show_config
@@ -136,7 +136,7 @@ def run(seed: int, out: Path, device: torch.device, *, overwrite: bool, command:
     lap("pretraining")
 
     screen.print("[bold]Nearest neighbours and linear probe[/] on frozen features, against the same network untrained")
-    knn, probe = (_sized_exam(exam) for exam in (recipes.demo_knn(), recipes.demo_probe()))
+    knn, probe = (shrink_exam(exam) if smoke() else exam for exam in (recipes.demo_knn(), recipes.demo_probe()))
     networks = {"pretrained": pretrained.learner.to(device), "untrained": untrained.to(device), "pixels": raw_pixels}
     tables = {
         name: [extract(network, data, device=device) for data in (knn.train, knn.test)] for name, network in networks.items()
@@ -147,7 +147,7 @@ def run(seed: int, out: Path, device: torch.device, *, overwrite: bool, command:
     lap("kNN and linear probe")
 
     screen.print("[bold]Fine-tuning[/] the pretrained network, and the same network from scratch")
-    finetuning = _sized(recipes.demo_finetune(seed))
+    finetuning = replace(_sized(recipes.demo_finetune(seed)), exams={})  # examined below, crop by crop
     answers = {}
     for name, init in (("finetune", str(out)), ("scratch", None)):
         train(
@@ -216,14 +216,6 @@ def as_results(outcomes: dict[int, Outcome], command: str, device: torch.device)
 def _sized(recipe: Recipe) -> Recipe:
     """The recipe, or what HYBRIDMAP_SMOKE=1 makes of it."""
     return shrink(recipe) if smoke() else recipe
-
-
-def _sized_exam(exam: Any) -> Any:
-    if not smoke():
-        return exam
-    size = shrink(recipes.demo_pretrain()).data.size  # type: ignore[attr-defined]
-    small = {part: replace(getattr(exam, part), size=size, per_source=4) for part in ("train", "test")}
-    return replace(exam, **small)
 
 
 def _for_console(table: Table) -> ConsoleTable:

@@ -11,6 +11,7 @@ from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.output import print_scores
 from hybridmap.cli.runs import device_named, evaluation_data, first_word, open_run
 from hybridmap.data.base import Dataset
+from hybridmap.data.folder import ImageFolder
 from hybridmap.errors import UserError
 from hybridmap.tasks.classification import Classification
 
@@ -29,11 +30,15 @@ class Options(Common):
 
 def main(arguments: Sequence[str]) -> int:
     """Print top-1 and top-5 accuracy in per cent."""
-    run = open_run(first_word(arguments, "evaluate", "the directory of a fine-tuning run"))
+    told = "Accuracy of a fine-tuned classifier."
+    name = first_word(arguments, "evaluate", "the directory of a fine-tuning run")
+    if name in ("-h", "--help"):
+        parse(Options, ["--help"], "evaluate", told, Options(run="RUN", data=ImageFolder.Config()))
+    run = open_run(name)
     if not isinstance(run.learner, Classification):
         raise UserError(f"{run.name} is no classifier; fine-tune it first (hybridmap finetune RECIPE --init {run.name})")
     default = Options(run=run.name, data=evaluation_data(run, split="test"))
-    options = parse(Options, arguments, "evaluate", "Accuracy of a fine-tuned classifier.", default)
+    options = parse(Options, arguments, "evaluate", told, default)
     device = device_named(options.device)
     print_scores(f"accuracy of {run.name}", run.learner.to(device).evaluate(options.data, device, options.batch_size))
     return 0

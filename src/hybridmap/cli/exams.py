@@ -11,6 +11,7 @@ import tyro
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.output import print_scores
 from hybridmap.cli.runs import device_named, first_word, open_source, split_data, spread_data_flags
+from hybridmap.data.folder import ImageFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,13 @@ class Options(Common):
 
 def examine(command: str, description: str, exam: type[Any], arguments: Sequence[str]) -> int:
     """Give the exam (whose Config has ``train`` and ``test``) to the backbone named first, and print its scores."""
-    source = open_source(first_word(arguments, command, "a run, a weight file or a model"))
+    name = first_word(arguments, command, "a run, a weight file or a model")
+    if name in ("-h", "--help"):
+        exam_of_any = exam.Config(train=ImageFolder.Config(split="train"), test=ImageFolder.Config(split="test"))
+        parse(Options, ["--help"], command, description, Options(source="SOURCE", exam=exam_of_any))
+    source = open_source(name)
     train, test = split_data(source)
-    default = Options(source=source.name, exam=exam.Config(train=train, test=test))
+    default = Options(source=name, exam=exam.Config(train=train, test=test))
     options = parse(Options, spread_data_flags(arguments), command, description, default)
     device = device_named(options.device)
     print_scores(f"{command} of {source.name}", options.exam.build()(source.backbone.to(device), device))

@@ -63,12 +63,10 @@ def device_named(name: str) -> torch.device:
 
 
 def first_word(arguments: Sequence[str], command: str, expected: str) -> str:
-    """The first argument, which decides about the defaults of all others; ``--help`` works without it."""
+    """The first argument, which decides about the defaults of all others; it may be ``--help``."""
     if not arguments:
         raise UserError(f"expected {expected}; try hybridmap {command} --help")
-    if arguments[0] in ("-h", "--help"):
-        return next(name for name in MODELS if "tiny" in name)
-    if arguments[0].startswith("-"):
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         raise UserError(f"expected {expected} first, got {arguments[0]}; try hybridmap {command} --help")
     return arguments[0]
 
@@ -181,19 +179,28 @@ def read_images(paths: Sequence[str], data: Dataset.Config) -> Float[Tensor, "B 
 
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe at the smallest size, on its own images: what HYBRIDMAP_SMOKE=1 makes of any command."""
-    from hybridmap.recipes.smoke import SIZE, scale_down
-
-    def small(data: Any) -> Any:
-        return replace(data, size=SIZE, workers=0)
+    from hybridmap.recipes.smoke import scale_down
 
     little = scale_down(recipe)
     learner: Any = recipe.learner
-    exams = {}
-    for name, exam in recipe.exams.items():
-        kept = {f.name: getattr(exam, f.name) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)}
-        exams[name] = replace(little.exams[name], **{key: small(data) for key, data in kept.items()})
+    exams = {name: shrink_exam(exam) for name, exam in recipe.exams.items()}
     classes = {"num_classes": learner.num_classes} if hasattr(learner, "num_classes") else {}
-    return replace(little, learner=replace(little.learner, **classes), data=small(recipe.data), exams=exams)
+    return replace(little, learner=replace(little.learner, **classes), data=_small(recipe.data), exams=exams)
+
+
+def shrink_exam(exam: Any) -> Any:
+    """An exam at the smallest size, on its own images."""
+    from hybridmap.recipes.smoke import small_exam
+
+    kept = {f.name: getattr(exam, f.name) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)}
+    return replace(small_exam(exam), **{name: _small(data) for name, data in kept.items()})
+
+
+def _small(data: Any) -> Any:
+    from hybridmap.recipes.smoke import SIZE
+
+    few = {"per_source": 4} if isinstance(data, BundledPhotos.Config) else {}
+    return replace(data, size=SIZE, workers=0, **few)
 
 
 def run_recipe(name: str, recipe: Recipe, options: RunOptions, command: str, arguments: Sequence[str]) -> Path:

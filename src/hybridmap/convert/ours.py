@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_ours(tensors: Mapping[str, Tensor], metadata: str, path: Path, ema: boo
     return Loaded(
         family=about.get("family", FAMILY),
         weights=weights,
-        config=_backbone_config(about),
+        config=_backbone_config(about, weights),
         report=InitReport(loaded=tuple(weights), dropped=dropped, fresh={}),
         decoder=about.get("decoder", {}),
     )
@@ -101,7 +102,11 @@ def write_ours(loaded: Loaded, path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _backbone_config(about: Mapping[str, Any]) -> Backbone.Config | None:
-    """The backbone that :func:`write_ours` described; a run describes it in its ``recipe.yaml`` instead."""
-    config = from_tree(about["backbone"]) if about.get("backbone") else None
-    return config if isinstance(config, Backbone.Config) else None
+def _backbone_config(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Backbone.Config | None:
+    """The backbone as :func:`write_ours` described it, or as the learner of a finished run built it; a checkpoint tells none."""
+    tree = about.get("backbone") or about.get("learner", {}).get("backbone")
+    config = from_tree(tree) if tree else None
+    if not isinstance(config, Backbone.Config) or "backbone" in about:
+        return config if isinstance(config, Backbone.Config) else None
+    classes = weights.get("head.fc.bias")  # pretraining builds the encoder alone, classification a head of its own size
+    return config.encoder() if classes is None else replace(config, num_classes=len(classes))

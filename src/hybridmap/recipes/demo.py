@@ -24,7 +24,7 @@ SOURCES = 18
 """Pictures in the bundle, hence classes."""
 
 BACKBONE = HybridNet.Config(
-    layout="MMMTMMMT", embed_dim=128, num_heads=4, img_size=64, patch_size=8, num_registers=4, cls_reduce=2, num_classes=SOURCES
+    layout="MMMT", embed_dim=128, num_heads=4, img_size=64, patch_size=8, num_registers=4, cls_reduce=2, num_classes=SOURCES
 )
 """The network of the demo, 64 patches; pretraining builds it without registers and head."""
 
@@ -35,7 +35,7 @@ TEST = BundledPhotos.Config(split="test", per_source=64)
 
 
 def demo_pretrain(seed: int = 0) -> Recipe:
-    """MAP on the bundled photographs with a HybridNet of eight layers, width 128.
+    """MAP on the bundled photographs with a HybridNet of four layers, width 128.
 
     Command: hybridmap demo
     Cost: a few minutes on two CPU cores.
@@ -48,7 +48,7 @@ def demo_pretrain(seed: int = 0) -> Recipe:
         exams={},
         optim=AdamW.Config(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=Cosine.Config(warmup_epochs=0.5, min_lr=0.0),
-        train=TrainConfig(steps=500, batch_size=64, precision="fp32"),
+        train=TrainConfig(steps=400, batch_size=64, precision="fp32"),
         seed=seed,
     )
 
@@ -56,7 +56,7 @@ def demo_pretrain(seed: int = 0) -> Recipe:
 def demo_finetune(seed: int = 0) -> Recipe:
     """Fine-tune the demo's network, from its pretrained weights or (without --init) from scratch.
 
-    Command: hybridmap finetune demo-finetune --init runs/demo/pretrain --out runs/demo/finetune
+    Command: hybridmap finetune demo-finetune --init runs/demo --out runs/demo/finetune
     Cost: under a minute on two CPU cores.
     Expected: measured values are in results/demo.json, beside those from scratch.
     Source: our own.
@@ -73,7 +73,7 @@ def demo_finetune(seed: int = 0) -> Recipe:
         exams={"test": Accuracy.Config(test=TEST)},
         optim=AdamW.Config(lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.75),
         schedule=Cosine.Config(warmup_epochs=0.25, min_lr=0.0),
-        train=TrainConfig(steps=150, batch_size=64, precision="fp32"),
+        train=TrainConfig(steps=60, batch_size=64, precision="fp32"),
         seed=seed,
     )
 

@@ -1,6 +1,6 @@
 """Pretraining on images: MAP and what it is compared with, by objective, family and size.
 
-Three scales of the same thing. Plain names (``map-base``) are for one machine: 300 epochs, batch 256. ``-paper`` is the run of
+Three scales of the same thing. Plain names (``map-base``) are for one machine: 300 epochs, batch 128. ``-paper`` is the run of
 the paper, ``-released`` what the released code does where it differs. Learning rates follow the batch (``optim.base_lr``), so
 ``--train.batch-size`` is free to choose; what does not fit into memory at once is split by ``--train.accumulate``.
 """
@@ -34,7 +34,7 @@ def _pretrain(learner: Config) -> Recipe:
         exams={},
         optim=AdamW.Config(base_lr=1.5e-4, base_batch=256, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=Cosine.Config(warmup_epochs=40.0, min_lr=0.0),
-        train=TrainConfig(epochs=300.0, batch_size=256, precision="bf16"),
+        train=TrainConfig(epochs=300.0, batch_size=128, precision="bf16"),
     )
 
 

@@ -1,6 +1,6 @@
 """One page that tells a run: report.html, self-contained, readable offline, also while the run is still going.
 
-    RUN/recipe.yaml   environment.json   metrics.jsonl   results.json   pictures/*.png   ──▶   RUN/report.html
+    RUN/{recipe.yaml, environment.json, metrics.jsonl, summary.json, results.json, pictures/*.png}  ──▶  RUN/report.html
 
 Everything is read from the run directory, so the page can be written again at any time (``hybridmap report RUN``). Curves are
 inline SVG, pictures are embedded, and every text that came from outside (paths, names, messages) is escaped.
@@ -76,6 +76,7 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         f'<p class="status">{_escape(_status(run, metrics))}</p>',
         *(f'<p class="warning">{_escape(note)}</p>' for note in results.get("notes", ())),
         *map(_table, map(Table.from_tree, results.get("tables", ()))),
+        _exams(run),
         _section("Curves", _curves(metrics)),
         _section("Pictures", "".join(map(_figure, sorted((run / "pictures").glob("*.png"), key=_picture_order)))),
         _section("Images that could not be read", _skipped(run)),
@@ -154,6 +155,13 @@ def _figure(path: Path) -> str:
         f'<figure><img alt="{_escape(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_escape(caption)}</figcaption></figure>"
     )
+
+
+def _exams(run: Path) -> str:
+    """What the run's exams gave at its end."""
+    scores = _json(run / "summary.json").get("exams") or {}
+    rows = tuple((str(name), f"{value:.4g}") for name, value in sorted(scores.items()))
+    return _table(Table(title="Exams", header=("exam", "result"), rows=rows)) if rows else ""
 
 
 def _skipped(run: Path) -> str:

@@ -1,7 +1,7 @@
 """Files that are either whole or not there: safetensors written beside, synced, and renamed into place.
 
 A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``)
-with one metadata key, ``hybridmap``: JSON with sorted keys, neither times nor paths in it, so that equal runs write equal bytes. A
+with one metadata key, ``hybridmap``: JSON with sorted keys, without times or paths, so that equal runs write equal bytes. A
 checksum of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
 """
 
@@ -78,7 +78,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) 
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask says; safetensors would let nobody else read the file
             save_file(host, temporary, metadata={METADATA: text})
+            temporary.chmod(mode)
             _settle(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -95,6 +98,13 @@ def _settle(temporary: Path, path: Path) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left behind: our temporary files, and those of safetensors."""
+    for pattern in (".*.tmp", ".tmp??????"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -134,7 +144,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     total = 0
     for name in sorted(tensors):
         total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), total)
+        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return total
 
 

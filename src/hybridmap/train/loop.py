@@ -66,7 +66,8 @@ def train(
     Args:
         recipe: what to compute.
         out: the run directory; made if it is missing.
-        loader: makes a :class:`Loader`, from ``recipe.data`` and the keywords ``batch_size, steps, accumulate, rank, world, seed, device``.
+        loader: makes a :class:`Loader`, from ``recipe.data`` and the keywords ``batch_size``, ``steps``, ``accumulate``,
+            ``rank``, ``world``, ``seed``, ``device``.
         device: "auto", or as torch names it. Under ``torchrun`` every process takes its own GPU.
         overwrite: start anew in a directory that holds a run.
         environment: further facts for ``environment.json``, such as the kernels in use.
@@ -131,6 +132,7 @@ def train(
         # -------------------------------------------------------------------------------------------------------------- loop
         interrupts = opened.enter_context(Interrupts())
         watch, stream = Watch(state), _Stream(data)
+        opened.callback(lambda: run.note_skipped(data.skipped) if world.is_main else None)
         opened.callback(stream.close)
         stream.open(state.step, steps)
         told.begin(state.step, steps)
@@ -152,6 +154,7 @@ def train(
                         yield forward(unsynchronised(model), batch, step, micro)[0]
 
                 _go_back(state, run, world, first_culprit(learner, replay))
+                watch.take_losses()
                 stream.open(state.step, steps)
                 told.begin(state.step, steps)
                 saved_at = examined_at = state.step
@@ -278,7 +281,7 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
+def _clip(parameters: list[nn.Parameter], largest: int | float | None) -> Tensor:
     """The norm of the gradient, a scalar on the device; the gradient is scaled down to ``largest`` where it is longer."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:

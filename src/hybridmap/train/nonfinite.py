@@ -8,6 +8,7 @@ and the batch is replayed here with an eye on every module.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -59,7 +60,10 @@ class Watch:
             record["skipped"] = True
             self._state.bad_in_row += 1
             self._state.skipped_steps += 1
-            log.warning("step %d was not finite (loss %g) and was skipped", record["step"], record["loss"])
+            searching = self._state.scaler.is_enabled() and math.isfinite(record["loss"])  # for a scale that fp16 can hold
+            level = logging.INFO if searching else logging.WARNING
+            told = "step %d was not finite (loss %g, gradient %g) and was skipped"
+            log.log(level, told, record["step"], record["loss"], record["grad_norm"])
         else:
             self._state.bad_in_row = 0
             self._losses.append(record["loss"])

@@ -37,7 +37,7 @@ class AdamW(Configurable):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configuration.Config):
-        lr: float | None = None
+        lr: int | float | None = None
         """The highest learning rate itself; None = ``base_lr`` scaled with the batch."""
         base_lr: float = 1.5e-4
         """Learning rate per ``base_batch`` samples: lr = base_lr * train.batch_size / base_batch."""
@@ -66,7 +66,7 @@ class AdamW(Configurable):
 
     config: Config
 
-    def lr(self, batch_size: int) -> float:
+    def lr(self, batch_size: int) -> int | float:
         """The highest learning rate for a global batch of ``batch_size`` samples."""
         c = self.config
         return c.lr if c.lr is not None else c.base_lr * batch_size / c.base_batch

@@ -28,7 +28,7 @@ import torch
 
 from hybridmap.config import differences, from_yaml, to_yaml
 from hybridmap.errors import UserError
-from hybridmap.train.checkpoint import Checkpoints, write_atomically, writing
+from hybridmap.train.checkpoint import Checkpoints, remove_leftovers, write_atomically, writing
 from hybridmap.train.recipe import Recipe
 
 _LOCK = ".lock"
@@ -38,6 +38,7 @@ _CONTENTS = (
     "metrics.jsonl",
     "final.safetensors",
     "summary.json",
+    "results.json",
     "skipped.json",
     "log.txt",
     "report.html",
@@ -113,7 +114,7 @@ def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Iterato
     path = Path(out).expanduser()
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        foreign = not (path / "recipe.yaml").exists() and any(item.name != _LOCK for item in path.iterdir())
+        foreign = not (path / "recipe.yaml").exists() and any(not item.name.startswith(".") for item in path.iterdir())
     if foreign:
         raise UserError(f"{path} is not empty and not the directory of a run; choose another --out")
     with writing(path):
@@ -123,8 +124,8 @@ def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Iterato
         if overwrite:
             _clear(path)
         _claim(path, recipe)
-        for stale in (*path.glob(".*.tmp"), *path.glob("checkpoints/.*.tmp")):
-            stale.unlink()
+        remove_leftovers(path)
+        remove_leftovers(path / "checkpoints")
         yield RunDirectory(path, Checkpoints(path / "checkpoints", recipe.train.keep))
 
 

@@ -59,10 +59,7 @@ def family(path: Path) -> str:
 def recordings() -> list[Path]:
     """The JSON of every pair in the folder; also of half a pair, so that the lack of the other half is noticed."""
     found = {path.with_suffix(".json") for path in FOLDER.glob("*.safetensors")}
-    alone = {
-        path for path in FOLDER.glob("*.json") if path.name != "index.json" and not path.name.startswith(("init-", "manifest-"))
-    }
-    return sorted(found | alone)
+    return sorted(found | {path for path in FOLDER.glob("*.json") if "tensors" in json.loads(path.read_text())})
 
 
 def descriptions(kind: str) -> list[Path]:

@@ -163,6 +163,8 @@ class Recording:
     def conclude(self) -> None:
         """Fail if any comparison did, or if anything recorded was not compared."""
         problems = self.faults + [f"{name}: recorded, but compared with nothing" for name in self.unused()]
+        lost = sorted(self.meta.get("tensors", {}).keys() - self.tensors.keys())
+        problems += [f"{name}: described in the JSON, but not among the tensors" for name in lost]
         if not self.compared:
             problems.append("nothing was compared")
         assert not problems, f"{self.meta['name']} ({self.dtype}):\n  " + "\n  ".join(problems)

@@ -98,7 +98,7 @@ def selective_scan(
     else:
         x, dt, A, B, C, D, bias = direction
         h0 = None if h0 is None else h0.to(torch.float32)
-        keep = _wants_gradient(*direction, z, h0)
+        keep = _keeps_states(*direction, z, h0)
         out, last, _ = _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, keep)
     return (out, last) if return_last_state else out
 
@@ -129,7 +129,7 @@ def bidirectional_scan(
         )
     if backend.active("bidirectional_scan", first.x.device, first.x.dtype) == "reference":
         return reference.bidirectional_scan(first, second, z, softplus=softplus, scale=scale)
-    out, _ = _bidirectional_scan(*first, *second, z, softplus, scale, _wants_gradient(*first, *second, z))
+    out, _ = _bidirectional_scan(*first, *second, z, softplus, scale, _keeps_states(*first, *second, z))
     return out
 
 
@@ -244,8 +244,13 @@ def _parameters_wide(d: Direction) -> Direction:
     return d._replace(A=d.A.to(wide), D=D, bias=bias)
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _keeps_states(*tensors: Tensor | None) -> bool:
+    """Whether the forward pass keeps what the backward pass starts from: only where one may come, and never in an export.
+
+    The number of kept states would tie an exported program to a range of lengths; a backward pass that finds none recomputes.
+    """
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return wanted and not torch.compiler.is_exporting()
 
 
 def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
@@ -284,7 +289,7 @@ def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
 
 
 # The operators. ``ckpt`` holds the state before every CHUNK tokens, (chunks, batch, S, E), with a leading axis of the two
-# directions after the first for the bidirectional scan.
+# directions after the first for the bidirectional scan; it is empty without ``save_ckpt``.
 
 _SCAN_INPUTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0"
 _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
@@ -319,9 +324,17 @@ def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     "Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, Tensor dbias, Tensor dh0)",
 )
 def _selective_scan_bwd(dout, dlast_state, ckpt, x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale):
-    after = None if dlast_state is None else dlast_state.unsqueeze(0)
+    after, start = (None if h is None else h.unsqueeze(0) for h in (dlast_state, h0))
     (d,), dz, dh0 = cpu.backward(
-        dout, after, ckpt.unsqueeze(1), [Direction(x, dt, A, B, C, D, bias)], [reverse], z, softplus=softplus, scale=out_scale
+        dout,
+        after,
+        ckpt.unsqueeze(1) if ckpt.numel() else None,
+        [Direction(x, dt, A, B, C, D, bias)],
+        [reverse],
+        z,
+        start,
+        softplus=softplus,
+        scale=out_scale,
     )
     nothing = (v if v is not None else x.new_empty(0) for v in (d.D, dz, d.bias))
     return d.x, d.dt, d.A, d.B, d.C, *nothing, x.new_empty(0) if h0 is None else dh0.squeeze(0)
@@ -391,7 +404,8 @@ def _(*args):
 def _bidirectional_scan_bwd(*args):
     dout, ckpt, *tensors, z, softplus, out_scale = args
     directions = [Direction(*tensors[:7]), Direction(*tensors[7:])]
-    gradients, dz, _ = cpu.backward(dout, None, ckpt, directions, [False, True], z, softplus=softplus, scale=out_scale)
+    kept = ckpt if ckpt.numel() else None
+    gradients, dz, _ = cpu.backward(dout, None, kept, directions, [False, True], z, None, softplus=softplus, scale=out_scale)
     return tuple(dout.new_empty(0) if v is None else v for v in (*gradients[0], *gradients[1], dz))
 
 

@@ -166,15 +166,21 @@ def forward(
 def backward(
     dout: Tensor,
     dlast: Tensor | None,
-    kept: Tensor,
+    kept: Tensor | None,
     directions: Sequence[Direction],
     reverse: Sequence[bool],
     z: Tensor | None,
+    h0: Tensor | None,
     *,
     softplus: bool,
     scale: float,
 ) -> tuple[list[Direction], Tensor | None, Tensor]:
-    """Return the gradients of every direction's tensors, of z, and of h0; ``dlast`` is (directions, batch, E, S)."""
+    """Return the gradients of every direction's tensors, of z, and of h0; ``dlast`` is (directions, batch, E, S).
+
+    Without the ``kept`` states of the forward pass, they are computed again.
+    """
+    if kept is None:
+        _, _, kept = forward(directions, reverse, z, h0, softplus=softplus, scale=scale, keep=True)
     scan = _Scan(directions, reverse, softplus, buffers=3)
     like = [[torch.empty(v.shape, dtype=v.dtype, device=scan.device) for v in (d.x, d.dt, d.B, d.C)] for d in directions]
     to_x, to_dt, to_B, to_C = zip(*like, strict=True)

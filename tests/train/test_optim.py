@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from train_toy import ToyLearner
+
+from hybridmap.errors import UserError
+from hybridmap.train.optim import AdamW, set_lr
+
+FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
+
+
+class Named(nn.Module):
+    """Parameters of the recorded names, with the ids that a backbone of that many layers gives them."""
+
+    def __init__(self, names: list[str], depth: int, layers: str) -> None:
+        super().__init__()
+        self.ids: dict[str, int] = {}
+        for name in names:
+            module: nn.Module = self
+            *parents, leaf = name.split(".")
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, nn.Module())
+                module = module.get_submodule(parent)
+            one_dimensional = leaf == "bias" or name.startswith(("fc_norm", *(f"{layers}.{i}.0" for i in range(depth))))
+            parameter = nn.Parameter(torch.ones(2) if one_dimensional else torch.ones(2, 2))
+            if name in ("cls_token", "pos_embed"):
+                parameter.no_weight_decay = True
+            module.register_parameter(leaf, parameter)
+            if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+                self.ids[name] = 0
+            elif name.startswith(layers):
+                self.ids[name] = int(name.split(".")[1]) + 1
+            else:
+                self.ids[name] = depth + 1
+
+    def layer_ids(self) -> dict[str, int]:
+        return self.ids
+
+
+@pytest.mark.parametrize("family", ["mae", "arm"])
+def test_layer_decay_and_weight_decay_are_those_of_the_authors(family: str) -> None:
+    recorded = json.loads((FIXTURES / "tables-a.json").read_text())["layer_decay"][family]
+    model = Named(list(recorded["groups"]), recorded["depth"], recorded["blocks_attribute"])
+    adamw = AdamW.Config(lr=1.0, layer_decay=recorded["layer_decay"], weight_decay=recorded["weight_decay"]).build()
+    rules = adamw.rules(model)
+    assert rules.keys() == recorded["groups"].keys()
+    for name, (lr_scale, weight_decay) in recorded["groups"].items():
+        assert rules[name].lr_scale == pytest.approx(lr_scale, rel=1e-12), name
+        assert rules[name].weight_decay == weight_decay, name
+
+
+def test_marks_on_parameters_decide_about_decay() -> None:
+    model = nn.Module()
+    model.weight, model.bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    model.scale, model.token = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1, 1, 2))
+    model.A_log, model.D = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    model.token.no_weight_decay = True
+    model.A_log.ssm_state = model.D.ssm_state = True
+
+    def decayed(**fields: bool) -> set[str]:
+        return {name for name, rule in AdamW.Config(**fields).build().rules(model).items() if rule.weight_decay}
+
+    assert decayed() == {"weight", "bias"}, "a parameter called bias of two axes is decayed unless its name ends in .bias"
+    assert decayed(decay_ssm_state=True) == {"weight", "bias", "A_log"}
+
+
+def test_a_bias_of_any_shape_is_not_decayed() -> None:
+    model = nn.ModuleDict({"inner": nn.Module()})
+    model["inner"].register_parameter("bias", nn.Parameter(torch.ones(2, 2)))
+    assert AdamW.Config().build().rules(model)["inner.bias"].weight_decay == 0.0
+
+
+def test_frozen_parameters_have_no_rule() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    assert AdamW.Config().build().rules(model).keys() == {"bias"}
+
+
+def test_groups_are_one_per_rule_and_share_the_rate() -> None:
+    learner = ToyLearner.Config().build()
+    adamw = AdamW.Config(lr=1.0, layer_decay=0.5).build()
+    rules = adamw.rules(learner)
+    optimizer = adamw.optimizer(learner.named_parameters(), rules)
+    assert len(optimizer.param_groups) == len(set(rules.values()))
+    assert sorted(name for group in optimizer.param_groups for name in group["names"]) == sorted(rules)
+    set_lr(optimizer, 0.8)
+    for group in optimizer.param_groups:
+        for name in group["names"]:
+            assert group["lr"] == pytest.approx(0.8 * rules[name].lr_scale)
+    assert rules["backbone.embed.weight"].lr_scale == 0.5**3
+    assert rules["head.weight"].lr_scale == 1.0, "what layer_ids leaves out belongs to the last layer"
+
+
+def test_the_rate_follows_the_batch_unless_it_is_absolute() -> None:
+    assert AdamW.Config(base_lr=1.5e-4, base_batch=256).build().lr(4096) == pytest.approx(2.4e-3)
+    assert AdamW.Config(base_lr=5e-4, base_batch=512).build().lr(8192) == pytest.approx(8e-3)
+    assert AdamW.Config(lr=1e-3, base_lr=1.0).build().lr(4096) == 1e-3
+
+
+def test_layer_decay_needs_layers() -> None:
+    with pytest.raises(UserError, match=r"optim\.layer_decay needs a learner that numbers its layers, and Linear has no"):
+        AdamW.Config(layer_decay=0.75).build().rules(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": -1.0}, "learning rate must be 0 or more, got -1.0"),
+        ({"betas": (0.9, 1.0)}, "betas must lie in"),
+        ({"layer_decay": 0.0}, "layer_decay must lie in"),
+        ({"base_batch": 0}, "base_batch must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AdamW.Config(**fields)
+
+
+def test_a_flag_on_the_device_turns_a_step_into_nothing() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    adamw = AdamW.Config(lr=0.1).build()
+    model = nn.ParameterDict({"p": parameter})
+    optimizer = adamw.optimizer(model.named_parameters(), adamw.rules(model))
+    set_lr(optimizer, 0.1)
+    parameter.grad = torch.full((3,), torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert parameter.equal(torch.ones(3))
+    assert optimizer.state[parameter]["step"] == 0
+    assert optimizer.state[parameter]["exp_avg"].equal(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert not parameter.equal(torch.ones(3))
+    assert optimizer.state[parameter]["step"] == 1

@@ -1,0 +1,68 @@
+"""What runs in the processes that tests start: a run of the toy, with the faults that the test asks for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_toy import ToyLoader
+
+from hybridmap.errors import UserError
+from hybridmap.train import Recipe, checkpoint, train
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    sleep: float = 0.0,
+    slow_write: int | None = None,
+    rank: int = 0,
+    size: int = 1,
+    port: int = 0,
+    mute: bool = True,
+) -> None:
+    """Train, and end as the command line would.
+
+    Args:
+        recipe: what to train.
+        out: where.
+        sleep: seconds that every batch takes to come.
+        slow_write: the step whose checkpoint is written by half, and then waited with until the end of time.
+        rank, size, port: what ``torchrun`` would put into the environment.
+        mute: do not repeat the log on the console.
+    """
+    torch.set_num_threads(1)
+    if mute:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    if size > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+
+    class SlowLoader(ToyLoader):
+        def __iter__(self) -> Iterator[Any]:
+            for step in super().__iter__():
+                time.sleep(sleep)
+                yield step
+
+    save_file = checkpoint.save_file
+
+    def half(tensors: Any, path: Path, metadata: Any) -> None:
+        save_file(tensors, path, metadata=metadata)
+        if f"{slow_write:08d}" in Path(path).name:
+            content = Path(path).read_bytes()
+            Path(path).write_bytes(content[: len(content) // 2])
+            time.sleep(3600)
+
+    if slow_write is not None:
+        checkpoint.save_file = half
+    try:
+        train(recipe, out, loader=SlowLoader, device="cpu")
+    except UserError as error:
+        Path(out, f"error-{rank}.txt").write_text(str(error))
+        sys.exit(2)
