@@ -2,6 +2,7 @@
 
 python scripts/readme.py            rewrites README.md between its marks, and docs/regions.png
 python scripts/readme.py --check    exit code 1 if README.md would change
+python scripts/readme.py RUN        also takes the reconstructions of this run directory as docs/reconstructions.png
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURE = "docs/reconstructions.png"
 COLUMNS = ("pretrained", "untrained", "difference")
 MARK = re.compile(r"(<!-- (\w+): written by [^>]*-->\n).*?(<!-- \2: end -->)", re.DOTALL)
 
@@ -51,10 +53,10 @@ def command_list() -> str:
 def readme(text: str) -> str:
     """README.md with its marked places filled in."""
     measured = ROOT / "results" / "demo.json"
-    blocks = {
-        "commands": command_list(),
-        "demo": demo_table(json.loads(measured.read_text())) if measured.exists() else "Not measured yet: make demo\n",
-    }
+    demo = demo_table(json.loads(measured.read_text())) if measured.exists() else "Not measured yet: make demo\n"
+    if (ROOT / PICTURE).exists():
+        demo += f"\n![Original, what the encoder saw, prediction, prediction pasted with the visible patches]({PICTURE})\n"
+    blocks = {"commands": command_list(), "demo": demo}
     return MARK.sub(lambda found: found[1] + blocks[found[2]] + found[3], text)
 
 
@@ -84,10 +86,11 @@ def main() -> int:
     """Rewrite, or check."""
     path = ROOT / "README.md"
     old = path.read_text()
-    new = readme(old)
     if "--check" in sys.argv:
-        return int(new != old)
-    path.write_text(new)
+        return int(readme(old) != old)
+    for run in sys.argv[1:]:
+        (ROOT / PICTURE).write_bytes((Path(run) / "pictures" / "reconstructions.png").read_bytes())
+    path.write_text(readme(old))
     regions_figure(ROOT / "docs" / "regions.png")
     return 0
 

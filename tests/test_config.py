@@ -73,7 +73,7 @@ def test_override_of_the_type_carries_shared_fields_over():
 
 
 def test_a_partial_yaml_file_lies_over_a_config():
-    tree = parse_yaml("shape:\n  ratio: 1e-1\nextras:\n  y: {type: '%s:Round', radius: 3}\n" % __name__, "x.yaml")
+    tree = parse_yaml(f"shape:\n  ratio: 1e-1\nextras:\n  y: {{type: '{__name__}:Round', radius: 3}}\n", "x.yaml")
     assert overlay(Drawing(), tree) == Drawing(shape=Square.Config(ratio=0.1), extras={"y": Round.Config(radius=3)})
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridmap.errors import UserError
-from hybridmap.types import Batch, InitReport, Mask, move
+from hybridmap.types import InitReport, Mask
 
 
 def test_a_mask_by_hand_lists_the_visible_in_ascending_order():
@@ -15,12 +15,6 @@ def test_a_mask_by_hand_lists_the_visible_in_ascending_order():
 def test_unequal_counts_are_refused_with_both_numbers():
     with pytest.raises(UserError, match="between 1 and 2"):
         Mask.from_masked(torch.tensor([[True, False], [True, True]]))
-
-
-def test_moving_a_batch_keeps_what_is_no_tensor():
-    batch = move(Batch(inputs=torch.zeros(1, 3, 2, 2), key=torch.zeros(1, dtype=torch.long), step_key=7), torch.device("meta"))
-    assert batch.inputs.device.type == "meta"
-    assert (batch.step_key, batch.labels, batch.views) == (7, None, None)
 
 
 def test_an_account_of_weights_is_readable():

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -127,14 +126,3 @@ class InitReport:
             return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "") or "none"
 
         return f"loaded {len(self.loaded)} tensors; dropped: {listed(self.dropped)}; freshly initialised: {listed(self.fresh)}"
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """The same batch with its tensors on ``device`` (asynchronously where the memory is pinned)."""
-
-    def to(value):
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        return tuple(map(to, value)) if isinstance(value, tuple) else value
-
-    return Batch(**{name: to(value) for name, value in vars(batch).items()})

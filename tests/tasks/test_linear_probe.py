@@ -104,12 +104,13 @@ def test_a_rate_that_diverges_is_not_chosen():
     assert found.base_lr == 1.0
 
 
-def test_the_exam_reports_per_cent(hybrid: HybridNet.Config, gratings: Synthetic.Config):
+def test_the_exam_reports_per_cent_and_repeats_itself(hybrid: HybridNet.Config, gratings: Synthetic.Config):
     config = LinearProbe.Config(train=gratings, test=gratings, epochs=3, warmup_epochs=1.0)
-    found = config.build()(hybrid.build(), "cpu")
+    network = hybrid.build()
+    found = config.build()(network, "cpu")
     assert set(found) == {"top1", "top5", "base_lr", "validation"}
     assert found["top5"] == 100.0
-    assert found == config.build()(hybrid.build(), "cpu") or 0 <= found["top1"] <= 100
+    assert found == config.build()(network, "cpu")
 
 
 def test_impossible_settings_are_refused():

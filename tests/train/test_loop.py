@@ -309,6 +309,18 @@ def test_compiling_compiles_the_step_of_the_learner(tmp_path: Path, monkeypatch:
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
 
 
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(launch: Any, tmp_path: Path) -> None:
+    """In a process of its own, where no shape checks stand in the way of the compiler."""
+    recipe = toy_recipe(learner=ToyLearner.Config(), steps=3)
+    process = launch(override(recipe, {"train.compile": True}), tmp_path / "compiled")
+    run(recipe, tmp_path / "plain")
+    process.join(300)
+    assert process.exitcode == 0
+    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("compiled", "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_the_metrics_say_what_a_reader_wants_to_know(tmp_path: Path) -> None:
     run(toy_recipe(log_every=5), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [5, 10]
@@ -334,6 +346,7 @@ def test_skipped_images_are_written_down_even_if_the_run_breaks(tmp_path: Path) 
     assert json.loads((tmp_path / "skipped.json").read_text()) == {"broken.jpg": "truncated"}
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_curve(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     code = (

@@ -103,7 +103,7 @@ def write_ours(loaded: Loaded, path: str | Path) -> None:
 
 
 def _backbone_config(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Backbone.Config | None:
-    """The backbone as :func:`write_ours` described it, or as the learner of a finished run built it; a checkpoint tells none."""
+    """The backbone as :func:`write_ours` described it, or as the learner of a finished run built it."""
     tree = about.get("backbone") or about.get("learner", {}).get("backbone")
     config = from_tree(tree) if tree else None
     if not isinstance(config, Backbone.Config) or "backbone" in about:

@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(safe_globals()):
+        with torch.serialization.safe_globals(safe_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that may not be supported: if so, an error follows
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:)\s+([\w.]+)", str(error))

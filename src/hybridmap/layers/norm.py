@@ -24,7 +24,8 @@ class AddNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5, kind: NormKind = "rms", *, residual_in_fp32: bool = True) -> None:
         super().__init__()
-        self.eps, self.kind, self.residual_in_fp32 = eps, kind, residual_in_fp32
+        self.eps, self.residual_in_fp32 = eps, residual_in_fp32
+        self.kind: NormKind = kind
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if kind == "layer" else None
 

@@ -8,7 +8,6 @@ classification run (all taken, the head only where the classes are as many), or 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -23,7 +22,7 @@ from hybridmap.config import Config, Configurable
 from hybridmap.data.base import Dataset
 from hybridmap.data.loader import each
 from hybridmap.errors import UserError
-from hybridmap.layers.pos_embed import resample
+from hybridmap.layers.pos_embed import on_grid
 from hybridmap.tasks.features import frozen, named
 from hybridmap.tasks.mixing import Mixing
 from hybridmap.types import Batch, InitReport, Loss
@@ -103,7 +102,7 @@ class Classification(nn.Module, Configurable):
             if reason is not None:
                 fresh[f"backbone.{name}"] = reason
             elif name == "pos_embed":
-                taken[name] = _on_grid(given[name], value, cast(tuple[int, int], self.backbone.grid))
+                taken[name] = on_grid(given[name], cast(tuple[int, int], self.backbone.grid))
             else:
                 taken[name] = given[name]
         _check_shapes(taken, own)
@@ -188,20 +187,6 @@ class Accuracy(Configurable):
 def _foreign(name: str, wrapped: bool) -> bool:
     """Whether a tensor belongs to something else than the backbone: a decoder, or whatever stands beside ``backbone.``."""
     return name.startswith("decoder.") or (wrapped and not name.startswith("backbone."))
-
-
-def _on_grid(table: Tensor, own: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positions (1, P, D) for ``grid``; P tells the grid they come from: the same one, else square or of the same shape."""
-    old, new = table.shape[1], own.shape[1]
-    if old == new or table.shape[2] != own.shape[2]:
-        return table
-    side = math.isqrt(old)
-    rows = round(math.sqrt(old * grid[0] / grid[1]))
-    if side * side == old:
-        return resample(table, (side, side), grid)
-    if rows * rows * grid[1] == old * grid[0]:
-        return resample(table, (rows, old // rows), grid)
-    raise UserError(f"cannot tell the grid of {old} stored positions, which is neither square nor of the shape {grid}")
 
 
 def _check_shapes(taken: dict[str, Tensor], own: dict[str, Tensor]) -> None:

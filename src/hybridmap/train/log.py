@@ -119,9 +119,15 @@ class Silence:
 @contextmanager
 def speaking(run: RunDirectory | None, *, every: int, tensorboard: bool) -> Iterator[RunLog | Silence]:
     """The log of a run, as long as the context is open. Everything said to the logger ``hybridmap`` goes to the console and to
-    ``log.txt`` meanwhile; with no ``run`` (in a process that writes nothing) only warnings go anywhere."""
+    ``log.txt`` meanwhile; with no ``run`` (in a process that writes nothing) the loop says nothing."""
     if run is None:
-        yield Silence()
+        ours = logging.getLogger("hybridmap.train")
+        level = ours.level
+        ours.setLevel(logging.CRITICAL)
+        try:
+            yield Silence()
+        finally:
+            ours.setLevel(level)
         return
     console = Console(stderr=True)
     bar = Progress(
@@ -134,17 +140,17 @@ def speaking(run: RunDirectory | None, *, every: int, tensorboard: bool) -> Iter
         disable=not console.is_terminal,
     )
     handlers = [_OnConsole(console), _InFile(run)]
-    before = _ROOT.level, _ROOT.propagate
+    level = _ROOT.level
     for handler in handlers:
         _ROOT.addHandler(handler)
-    _ROOT.setLevel(min(before[0] or logging.INFO, logging.INFO))
+    _ROOT.setLevel(min(level or logging.INFO, logging.INFO))
     log = RunLog(run, bar, every, tensorboard)
     try:
         with bar:
             yield log
     finally:
         log.close()
-        _ROOT.setLevel(before[0])
+        _ROOT.setLevel(level)
         for handler in handlers:
             _ROOT.removeHandler(handler)
             handler.close()

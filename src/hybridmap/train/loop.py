@@ -84,7 +84,7 @@ def train(
         run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=overwrite)))
         board = config.tensorboard
         told = opened.enter_context(speaking(run if world.is_main else None, every=config.log_every, tensorboard=board))
-        if run.final.exists():
+        if world.on_main(run.final.exists):
             log.info("%s is finished: nothing is left to do (--overwrite starts anew)", run.path)
             return _finished(recipe, run, world)
         facts = run_dir.environment(world.device, world.size) | dict(environment or {})
@@ -125,7 +125,7 @@ def train(
         else:
             size = sum(value.numel() for value in trained)
             log.info("training %s parameters for %d steps (%.4g epochs) in %s", f"{size:,}", steps, epochs, run.path)
-        save_every = config.checkpoint_every or math.ceil(steps / 20)
+        save_every = config.checkpoint_every or min(math.ceil(steps / 20), 1000)
         saved_at = state.step if resuming else None
         examined_at = state.step if state.results or state.step < steps else None
 
@@ -210,7 +210,7 @@ def train(
         # ------------------------------------------------------------------------------------------------------------ finish
         skipped = {path: reason for images in world.gather(data.skipped) for path, reason in images.items()}
         ending = {"steps": steps, "skipped_steps": state.skipped_steps, "lr_scale": state.lr_scale, "exams": state.results}
-        weights = state.weights()
+        weights = state.weights(keep=world.is_main)
         world.on_main(lambda: run.note_skipped(skipped))
         world.on_main(lambda: run.write_json("summary.json", ending))
         world.on_main(lambda: checkpoint.write(run.final, weights, _description(recipe)))
@@ -302,7 +302,7 @@ def _mean_over_batch(portions: list[dict[str, Tensor]], world: World, asked: boo
 
 def _examine(recipe: Recipe, state: TrainState, world: World) -> dict[str, float]:
     """The numbers of all exams, by ``exam/number``. They are taken by a copy, so that nothing they do can reach the run."""
-    weights = state.weights()
+    weights = state.weights(keep=world.is_main)
 
     def sit() -> dict[str, float]:
         learner = recipe.learner.build()
@@ -327,7 +327,7 @@ def _score(best: str, state: TrainState, examined: bool, watch: Watch) -> float 
 
 
 def _save(state: TrainState, run: RunDirectory, world: World, *, score: float | None = None, extra: bool = False) -> None:
-    tensors = state.tensors()
+    tensors = state.tensors(keep=world.is_main)
     record = state.record() | {"score": score, "extra": extra}
     world.on_main(lambda: run.checkpoints.save(state.step, tensors, record))
 
@@ -375,7 +375,7 @@ def _go_back(state: TrainState, run: RunDirectory, world: World, culprit: str | 
         state.step,
         lr_scale,
     )
-    tensors = state.tensors()
+    tensors = state.tensors(keep=world.is_main)
     world.on_main(lambda: run.checkpoints.save(state.step, tensors, record | state.record()))
 
 

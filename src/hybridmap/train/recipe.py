@@ -37,7 +37,7 @@ class TrainConfig(Config):
     ema: float | None = None
     """Decay of a moving average of the weights; where there is one, exams and ``final.safetensors`` are of the average."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints; None = a twentieth of the run."""
+    """Steps between checkpoints; None = a twentieth of the run, at most 1000."""
     keep: int = 2
     """How many of the newest checkpoints stay, besides the best."""
     best: str = "loss"

@@ -35,13 +35,14 @@ class TrainState:
     results: dict[str, float] = field(default_factory=dict)
     """What the last exams gave, by ``exam/number``."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Name -> tensor of everything above, gathered from all processes, on the host."""
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Name -> tensor of everything above, gathered from all processes, on the host; empty without ``keep``, in a process
+        that only takes part in the gathering."""
         named = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
         for name, parameter in self._trained():
             named |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
         named |= {f"ema.{name}": value for name, value in (self.ema or {}).items()}
-        return {name: whole(value).detach().cpu() for name, value in named.items()}
+        return _gathered(named, keep)
 
     def record(self) -> dict[str, Any]:
         """The numbers beside the tensors, as JSON takes them."""
@@ -76,9 +77,9 @@ class TrainState:
         self.bad_in_row, self.skipped_steps = record["bad_in_row"], record["skipped_steps"]
         self.scaler.load_state_dict(record["scaler"])
 
-    def weights(self) -> dict[str, Tensor]:
-        """What the run is for: the learner's state, averaged where there is an average; gathered, on the host."""
-        return {name: whole(value).detach().cpu() for name, value in (self.learner.state_dict() | (self.ema or {})).items()}
+    def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """What the run is for: the learner's state, averaged where there is an average; gathered as :meth:`tensors` are."""
+        return _gathered(self.learner.state_dict() | (self.ema or {}), keep)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -90,6 +91,16 @@ class TrainState:
     def _trained(self) -> list[tuple[str, Tensor]]:
         """(name, parameter) of what the optimiser holds."""
         return [pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
+
+
+def _gathered(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """One tensor at a time, so that no device has to hold them all."""
+    gathered: dict[str, Tensor] = {}
+    for name, value in named.items():
+        full = whole(value).detach()
+        if keep:
+            gathered[name] = full.cpu()
+    return gathered
 
 
 def begin_average(learner: nn.Module) -> dict[str, Tensor]:

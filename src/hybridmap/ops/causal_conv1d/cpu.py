@@ -17,41 +17,46 @@ _CACHED = 1 << 18
 def forward(x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     """Return silu(conv(x)), (batch, L, E), in the dtype of x."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    taps = _taps(w)
     for rows in _blocks(x):
-        u = _convolve(_wide(x[rows]), w, b, reverse)
+        u = _convolve(_wide(x[rows]), taps, b, reverse)
         out[rows] = F.silu(u, inplace=True) if silu else u
     return out
 
 
 def backward(dout: Tensor, x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return (dx, dw, db), the last of no elements without a bias."""
-    width = w.shape[1]
+    taps = _taps(w)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dtaps = w.new_zeros(width, w.shape[0])  # W E
+    dtaps = torch.zeros_like(taps)
     db = w.new_zeros(0 if b is None else b.shape[0])
     for rows in _blocks(x):
         values, du = _wide(x[rows]), _wide(dout[rows])
         if silu:
-            du = torch.ops.aten.silu_backward(du, _convolve(values, w, b, reverse))
+            du = torch.ops.aten.silu_backward(du, _convolve(values, taps, b, reverse))
         # what reached the output through the tap `back` tokens ago returns the same way
-        dvalues = du * w[:, -1]
-        for back in range(width):
+        dvalues = du * taps[0]
+        for back, tap in enumerate(taps.unbind(0)):
             now, then = _meeting(x.shape[1], back, reverse)
             if back:
-                dvalues[:, then].addcmul_(du[:, now], w[:, width - 1 - back])
-            dtaps[width - 1 - back] += (du[:, now] * values[:, then]).sum((0, 1))
+                dvalues[:, then].addcmul_(du[:, now], tap)
+            dtaps[back] += (du[:, now] * values[:, then]).flatten(0, 1).sum(0)
         if b is not None:
-            db += du.sum((0, 1))
+            db += du.flatten(0, 1).sum(0)
         dx[rows] = dvalues
-    return dx, dtaps.mT.clone(memory_format=torch.contiguous_format), db
+    return dx, dtaps.flip(0).mT.clone(memory_format=torch.contiguous_format), db
 
 
-def _convolve(x: Tensor, w: Tensor, b: Tensor | None, reverse: bool) -> Tensor:
-    width = w.shape[1]
-    u = x * w[:, -1] if b is None else torch.addcmul(b, x, w[:, -1])
-    for back in range(1, width):
+def _taps(w: Tensor) -> Tensor:
+    """The weights as contiguous rows (W, E), the tap on the present token first, then ever earlier ones."""
+    return w.mT.flip(0).contiguous()
+
+
+def _convolve(x: Tensor, taps: Tensor, b: Tensor | None, reverse: bool) -> Tensor:
+    u = x * taps[0] if b is None else torch.addcmul(b, x, taps[0])
+    for back, tap in enumerate(taps[1:].unbind(0), 1):
         now, then = _meeting(x.shape[1], back, reverse)
-        u[:, now].addcmul_(x[:, then], w[:, width - 1 - back])
+        u[:, now].addcmul_(x[:, then], tap)
     return u
 
 

@@ -303,8 +303,9 @@ _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
 def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     start = None if h0 is None else h0.unsqueeze(0)
     out, last, kept = cpu.forward(
-        [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=save_ckpt
+        [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=save_ckpt, end=True
     )
+    assert last is not None
     return out, last.squeeze(0), kept.squeeze(1) if save_ckpt else kept
 
 
@@ -337,7 +338,7 @@ def _selective_scan_bwd(dout, dlast_state, ckpt, x, dt, A, B, C, D, z, bias, h0,
         scale=out_scale,
     )
     nothing = (v if v is not None else x.new_empty(0) for v in (d.D, dz, d.bias))
-    return d.x, d.dt, d.A, d.B, d.C, *nothing, x.new_empty(0) if h0 is None else dh0.squeeze(0)
+    return d.x, d.dt, d.A, d.B, d.C, *nothing, x.new_empty(0) if dh0 is None else dh0.squeeze(0)
 
 
 @_selective_scan_bwd.register_fake
@@ -417,6 +418,7 @@ def _(*args):
 
 def _bidirectional_scan_setup(ctx, inputs, output) -> None:
     *tensors, softplus, out_scale, _ = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], *tensors)
     ctx.flags = (softplus, out_scale)
 

@@ -30,8 +30,8 @@ from hybridmap.ops.selective_scan.reference import Direction
 
 CHUNK = 16
 """T: tokens between two kept states."""
-_CACHED = 1 << 20
-"""Elements of one chunk buffer on a CPU (4 MB in float32); as many samples share a block as fit."""
+_CACHED = 3 << 18
+"""Elements of one chunk buffer on a CPU (3 MB in float32); as many samples share a block as fit."""
 _LARGE = 1 << 26
 """The same on any other device, where the cost is the launch and not the cache."""
 
@@ -65,6 +65,16 @@ class _Scan:
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.wide, device=self.device)
+
+    def start(self, states: Tensor | None) -> Tensor:
+        """A copy of (directions, batch, E, S) states, or zeros; what an empty scan ends with."""
+        fresh = self.new(len(self.directions), self.batch, self.width, self.states)
+        return fresh.zero_() if states is None else fresh.copy_(states)
+
+    def states_of(self, states: Tensor | None, rows: slice) -> Tensor:
+        """The states of a block of samples as the buffers have them, (directions, samples, S, E), to be written to."""
+        fresh = self.new(len(self.directions), rows.stop - rows.start, self.states, self.width)
+        return fresh.zero_() if states is None else fresh.copy_(states[:, rows].mT)
 
     def blocks(self) -> list[slice]:
         firsts = range(0, self.batch, self.block) if self.length else ()
@@ -127,25 +137,22 @@ def forward(
     softplus: bool,
     scale: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    end: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Scan every direction, add them, gate and scale once; return (out, last, kept).
 
-    ``h0`` and ``last`` are (directions, batch, E, S); ``kept``, the state before each chunk, is
-    (chunks, directions, batch, S, E), or zero-size without ``keep``.
+    ``h0`` and ``last`` are (directions, batch, E, S), the latter None unless the ``end`` is asked for; ``kept``, the state
+    before each chunk, is (chunks, directions, batch, S, E), or of no elements without ``keep``.
     """
     scan = _Scan(directions, reverse, softplus, buffers=2)
     out = torch.empty(directions[0].x.shape, dtype=directions[0].x.dtype, device=scan.device)
-    last = scan.new(len(directions), scan.batch, scan.width, scan.states)
-    if h0 is None:
-        last.zero_()
-    else:
-        last.copy_(h0)
+    last = scan.start(h0) if end else None
     kept = scan.new(len(scan.chunks()), len(directions), scan.batch, scan.states, scan.width) if keep else scan.new(0)
     for rows in scan.blocks():
         x, B, C, _, delta = scan.inputs(rows)
         dx = delta * x
         y = torch.empty_like(x)
-        before = last[:, rows].mT.contiguous()  # directions samples S E
+        before = scan.states_of(h0, rows)  # directions samples S E
         for c, tokens in enumerate(scan.chunks()):
             decay, state = scan.buffers(tokens, before.shape[1])
             if keep:
@@ -153,7 +160,8 @@ def forward(
             scan.run(delta[tokens], dx[tokens], B[tokens], before, decay, state)
             before.copy_(state[-1])
             _contract(C[tokens], state, y[tokens])
-        last[:, rows] = before.mT
+        if last is not None:
+            last[:, rows] = before.mT
         if scan.D is not None:
             y.addcmul_(x, scan.D)
         total = scan.total(y)
@@ -174,7 +182,7 @@ def backward(
     *,
     softplus: bool,
     scale: float,
-) -> tuple[list[Direction], Tensor | None, Tensor]:
+) -> tuple[list[Direction], Tensor | None, Tensor | None]:
     """Return the gradients of every direction's tensors, of z, and of h0; ``dlast`` is (directions, batch, E, S).
 
     Without the ``kept`` states of the forward pass, they are computed again.
@@ -185,11 +193,7 @@ def backward(
     like = [[torch.empty(v.shape, dtype=v.dtype, device=scan.device) for v in (d.x, d.dt, d.B, d.C)] for d in directions]
     to_x, to_dt, to_B, to_C = zip(*like, strict=True)
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=scan.device)
-    dh0 = scan.new(len(directions), scan.batch, scan.width, scan.states)
-    if dlast is None:
-        dh0.zero_()
-    else:
-        dh0.copy_(dlast)
+    dh0 = None if h0 is None else scan.start(dlast)
     dA = torch.zeros_like(scan.A).squeeze(1)  # directions S E
     dD, dbias = scan.new(2, len(directions), scan.width).zero_()
     for rows in scan.blocks():
@@ -200,7 +204,7 @@ def backward(
         gy = scan.load([dtotal if gate is None else dtotal * F.silu(gate)] * len(directions))
         y, s, q = (torch.empty_like(x) for _ in range(3))  # L directions samples E
         dB, dC = torch.empty_like(B), torch.empty_like(C)
-        after = dh0[:, rows].mT.contiguous()  # directions samples S E
+        after = scan.states_of(dlast, rows)  # directions samples S E
         dA_rows = torch.zeros_like(after)
         for c, tokens in reversed(list(enumerate(scan.chunks()))):
             a, h, dh = scan.buffers(tokens, after.shape[1])
@@ -225,7 +229,8 @@ def backward(
             torch.sum(h, -2, out=q[tokens])
             dA_rows += a.mul_(delta[tokens].unsqueeze(-2)).sum(0)
         dA += dA_rows.sum(1)
-        dh0[:, rows] = after.mT
+        if dh0 is not None:
+            dh0[:, rows] = after.mT
         if gate is not None:
             assert dz is not None
             if scan.D is not None:
