@@ -112,13 +112,14 @@ def _status(run: Path, metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Every quantity that was logged as a number at two or more steps, as one small plot each."""
+    """Every quantity that was logged with more than one value, as a small plot each: the loss, then exams, then the rest."""
     series: dict[str, list[tuple[float, float]]] = {}
     for line in metrics:
         for name, value in line.items():
             if name not in ("step", "epoch", "time") and isinstance(value, int | float) and math.isfinite(value):
                 series.setdefault(name, []).append((float(line.get("step", 0)), float(value)))
-    plots = [_plot(name, points) for name, points in series.items() if len(points) > 1 and len({v for _, v in points}) > 1]
+    told = {name: points for name, points in series.items() if len({value for _, value in points}) > 1}
+    plots = [_plot(name, told[name]) for name in sorted(told, key=lambda name: (name != "loss", "/" not in name, name))]
     return f'<div class="curves">{"".join(plots)}</div>' if plots else ""
 
 
