@@ -13,9 +13,6 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-# Read when torch loads its OpenMP, so it acts where hybridmap comes before torch, as on the command line. Threads that spin
-# while they wait for one another make small operations many times slower as soon as anything else runs on the machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from hybridmap import backbones as _backbones  # registers the models with timm
 from hybridmap.errors import UserError

@@ -92,6 +92,6 @@ def truth_of(tensors: dict[str, Tensor], **flags) -> dict[str, Tensor]:
 
 def relative(value: Tensor, truth: Tensor) -> float:
     """Relative L2 distance; 0 for two empty tensors and for two zeros."""
-    truth, value = truth.double().cpu(), value.double().cpu()
+    truth, value = truth.cpu().double(), value.cpu().double()
     distance = (value - truth).norm()
     return 0.0 if distance == 0 else (distance / truth.norm()).item()

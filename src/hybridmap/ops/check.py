@@ -46,8 +46,8 @@ class Case(NamedTuple):
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """Relative L2 distance, in float64; NaN where one of the two is not finite."""
-    truth = truth.double().cpu()
-    distance = (value.double().cpu() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    truth = truth.cpu().double()
+    distance = (value.cpu().double() - truth).norm() / truth.norm().clamp_min(torch.finfo(torch.float64).tiny)
     return distance.item()
 
 

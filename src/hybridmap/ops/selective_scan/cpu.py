@@ -11,10 +11,11 @@ over channels (dB, dC) are batched matrix products, and one token of the recurre
                                                    y = C . state + D x                                  T rows E
 
 Only the state before each chunk is kept for the backward pass, which recomputes a chunk's states and then runs the
-adjoint recurrence (README.md) through the same three buffers. Both directions of a layer walk side by side: the reverse one
-is turned around when a chunk of its inputs, which are S times smaller than its states, is copied into the buffers.
+adjoint recurrence (README.md) through the same buffers. Both directions of a layer walk side by side: the reverse one is
+turned around when its inputs, which are S times smaller than its states, are copied to the order of the scan.
 
-``exp2`` because it is three times faster than ``exp`` on CPUs where the latter goes through a vendor's library.
+``exp2`` because it is three times faster than ``exp`` on CPUs where the latter goes through a vendor's library; sums over
+one axis at a time, because a sum over two that do not lie together is many times slower.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from hybridmap.ops.selective_scan.reference import Direction
 
 CHUNK = 16
 """T: tokens between two kept states."""
-_CACHED = 3 << 18
-"""Elements of one chunk buffer on a CPU (3 MB in float32); as many samples share a block as fit."""
+_CACHED = 1 << 19
+"""Elements of one chunk buffer per thread of a CPU (2 MB in float32); as many samples share a block as fit."""
+_MOST_THREADS = 8
+"""Beyond these the buffers grow no further."""
 _LARGE = 1 << 26
 """The same on any other device, where the cost is the launch and not the cache."""
 
@@ -48,7 +51,8 @@ class _Scan:
         self.device = x.device
         self.chunk = min(CHUNK, max(self.length, 1))
         per_sample = max(self.chunk * len(directions) * self.states * self.width, 1)
-        most = max(1, (_CACHED if x.device.type == "cpu" else _LARGE) // per_sample)
+        budget = _CACHED * min(torch.get_num_threads(), _MOST_THREADS) if x.device.type == "cpu" else _LARGE
+        most = max(1, budget // per_sample)
         self.block = max(1, math.ceil(self.batch / math.ceil(self.batch / most))) if self.batch else 1
         self.scratch = self.new(buffers, self.block * per_sample)
         self.A = torch.stack([d.A.to(self.wide).mT for d in directions]).unsqueeze(1)  # directions 1 S E
@@ -241,9 +245,9 @@ def backward(
         s *= delta
         if scan.D is not None:
             s.addcmul_(gy, scan.D)
-            dD += (gy * x).sum((0, 2))
+            dD += (gy * x).sum(0).sum(1)
         if scan.bias is not None:
-            dbias += ddt.sum((0, 2))
+            dbias += ddt.sum(0).sum(1)
         for values, into in ((s, to_x), (ddt, to_dt), (dB, to_B), (dC, to_C)):
             scan.store(values, into, rows)
     gradients = [
