@@ -18,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 # anything else runs on the machine; not to spin at all halves the speed on an idle one.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-from hybridmap import backbones as _backbones  # noqa: E402 (registers the models with timm)
-from hybridmap.errors import UserError  # noqa: E402
-from hybridmap.ops import show_config  # noqa: E402
+from hybridmap import backbones as _backbones
+from hybridmap.errors import UserError
+from hybridmap.ops import show_config
 
 try:
     __version__ = version("hybridmap")
