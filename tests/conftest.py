@@ -23,7 +23,8 @@ if SHAPE_CHECKS:
     from jaxtyping import install_import_hook
 
     assert "hybridmap" not in sys.modules, "hybridmap was imported before the shape checks were switched on"
-    install_import_hook("hybridmap", "beartype.beartype")
+    # As in all of Python's typing, an int will do where a float is asked for.
+    install_import_hook("hybridmap", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import torch  # noqa: E402 (the variables above must be set first)
 

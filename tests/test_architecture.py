@@ -16,11 +16,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hybridmap"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-BASE = {"errors", "hashing", "types", "config"}
+BASE = {"errors", "hashing", "files", "types", "config"}
 MODEL = BASE | {"ops", "layers", "tokens", "backbones"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
+    "files": {"errors"},
     "types": {"errors"},
     "config": {"errors"},
     "ops": BASE,
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": MODEL | {"objectives", "data"},
     "recipes": MODEL | {"objectives", "tasks", "data", "train", "convert"},
     "cli": MODEL | {"objectives", "tasks", "data", "train", "convert", "recipes", "report", "__init__"},
-    "__init__": MODEL,
+    "__init__": MODEL | {"objectives", "train", "recipes"},  # those beyond MODEL when they are first used
     "__main__": {"cli"},
 }
 """Room -> the other rooms that its files may import."""

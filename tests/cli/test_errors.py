@@ -150,7 +150,7 @@ def test_an_out_that_cannot_be_written(refused, photo_folder: Path) -> None:
 
 def test_a_picture_that_cannot_be_written(refused, pretrained: Path, photo_folder: Path, tmp_path: Path) -> None:
     image = photo_folder / "rows" / "00.jpg"
-    assert "the system says" in refused("reconstruct", pretrained, image, "-o", "/proc/nowhere/out.png")
+    assert "cannot write" in refused("reconstruct", pretrained, image, "-o", "/proc/nowhere/out.png")
     assert "-o must name a picture, such as out.png, got" in refused(
         "reconstruct", pretrained, image, "-o", tmp_path / "out.docx"
     )

@@ -222,5 +222,5 @@ def test_damaged_metadata_and_files_without_backbone_are_refused(tmp_path: Path)
 
 def test_a_file_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         write_ours(convert(official("mamba-reg-4tok")[0]), tmp_path / "file" / "w.safetensors")

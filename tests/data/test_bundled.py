@@ -37,14 +37,18 @@ def test_a_missing_package_names_the_install_command(monkeypatch: pytest.MonkeyP
         bundled_files()
 
 
-def test_crops_are_grey_and_normalised_one_by_one() -> None:
+def test_crops_have_one_channel_and_are_normalised_one_by_one() -> None:
     batch = BundledPhotos.Config().build().samples(range(0, 4608, 256), range(18))
-    assert batch.images.shape == (18, 3, 64, 64)
+    assert batch.images.shape == (18, 1, 64, 64)
     assert batch.images.dtype == torch.float32
-    assert torch.equal(batch.images[:, 0], batch.images[:, 2])
     assert batch.images.mean((1, 2, 3)).abs().max() < 1e-4
-    assert batch.images.std((1, 2, 3)).max() < 1.01
+    assert batch.images.std((1, 2, 3)).max() < 0.2525
     assert batch.labels.tolist() == list(range(18))
+
+
+def test_networks_for_colour_get_three_equal_channels() -> None:
+    colour = BundledPhotos.Config(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0)).build().samples([5], [1]).images
+    assert torch.equal(colour, BundledPhotos.Config().build().samples([5], [1]).images.expand(-1, 3, -1, -1))
 
 
 def test_a_crop_depends_on_its_index_and_key_and_not_on_its_batch() -> None:
@@ -75,7 +79,7 @@ def test_windows_keep_their_scale_and_stay_within_the_half() -> None:
 
 def test_a_crop_can_be_larger_than_its_source_or_oblong() -> None:
     data = BundledPhotos.Config(size=(32, 48), scale=(500.0, 500.0), flip=True).build()
-    assert data.samples(range(0, 4608, 256), range(18)).images.shape == (18, 3, 32, 48)
+    assert data.samples(range(0, 4608, 256), range(18)).images.shape == (18, 1, 32, 48)
 
 
 def test_raw_pixels_do_not_answer_the_question() -> None:

@@ -9,8 +9,7 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +73,3 @@ def launch(_fork_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laun
     launcher = Launcher()
     yield launcher
     launcher.clean()
-
-
-def wait_for(claim: Callable[[], Any], process: Any, seconds: float = 60) -> Any:
-    """What ``claim`` returns as soon as it is true; fails if the process ends before."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := claim():
-            return found
-        if not process.is_alive():
-            return claim() or pytest.fail(f"the process ended with {process.exitcode} before what was waited for came")
-        time.sleep(0.002)
-    return pytest.fail("waited in vain")

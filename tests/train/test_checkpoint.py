@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from hybridmap.errors import UserError
 from hybridmap.train import checkpoint
-from hybridmap.train.checkpoint import BrokenFile, Checkpoints, read, read_record, write, write_atomically
+from hybridmap.train.checkpoint import BrokenFile, Checkpoints, read, read_record, write
 
 TENSORS = {"b": torch.arange(5.0), "a": torch.ones(2, 3, dtype=torch.bfloat16), "n": torch.tensor(3), "t": torch.eye(3).t()[:2]}
 
@@ -127,16 +126,3 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_file_before(
         write(path, TENSORS, {"step": 2})
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["x.safetensors"]
-
-
-def test_a_failed_sync_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.json"
-    write_atomically(path, "before")
-
-    def fail(number: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match=r"cannot write .* \(Input/output error\)"):
-        write_atomically(path, "after")
-    assert path.read_text() == "before"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import wait_for
+from train_child import wait_for
 from train_toy import ToyExam, ToyLearner, ToyLoader, toy_recipe
 
 from hybridmap.config import override

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import wait_for
+from train_child import wait_for
 from train_toy import ToyExam, ToyLoader, toy_recipe
 
 from hybridmap.train import train
@@ -52,7 +52,7 @@ def test_five_kills_at_random_steps_change_no_byte(launch: Any, recipe: Any, uni
             target = min(reached + random.randint(1, 7), STEPS - 2)
             wait_for(lambda target=target: target in steps_seen(out), process)
         else:
-            temporary = out / "checkpoints" / f".step-{slow:08d}.safetensors.tmp"
+            temporary = out / "checkpoints" / f".step-{slow:08d}.safetensors.{process.pid}.tmp"
             wait_for(lambda temporary=temporary: temporary.exists() and temporary.stat().st_size > 0, process)
             time.sleep(0.05)
             assert not (out / "checkpoints" / f"step-{slow:08d}.safetensors").exists()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import wait_for
 from torch import nn
+from train_child import wait_for
 from train_toy import ToyLearner, ToyLoader, toy_recipe
 
 from hybridmap.errors import UserError

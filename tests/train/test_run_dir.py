@@ -72,10 +72,12 @@ def test_overwrite_deletes_what_a_run_holds_and_nothing_else(tmp_path: Path) -> 
     with hold(tmp_path, toy_recipe()) as run:
         run.append({"step": 1, "loss": 2.0})
         run.checkpoints.save(1, {"a": torch.ones(2)}, {})
+        run.write_json("results.json", {"top1": 1.0})
     (tmp_path / "notes.txt").write_text("mine")
     with hold(tmp_path, toy_recipe(seed=1), overwrite=True) as run:
         assert run.lines() == []
         assert run.checkpoints.paths() == []
+        assert run.read_json("results.json") == {}
         assert from_yaml((tmp_path / "recipe.yaml").read_text()).seed == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -117,7 +119,7 @@ def test_metrics_are_cut_back_and_half_lines_dropped(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_are_swept(tmp_path: Path) -> None:
     with hold(tmp_path, toy_recipe()) as run:
         run.checkpoints.save(1, {"a": torch.ones(2)}, {})
-    for name in (".metrics.jsonl.tmp", "checkpoints/.step-00000002.safetensors.tmp", "checkpoints/.tmpAbC12x"):
+    for name in (".metrics.jsonl.71.tmp", "checkpoints/.step-00000002.safetensors.71.tmp", "checkpoints/.tmpAbC12x"):
         (tmp_path / name).write_text("half")
     with hold(tmp_path, toy_recipe()):
         pass

@@ -1,14 +1,15 @@
-"""What runs in the processes that tests start: a run of the toy, with the faults that the test asks for."""
+"""What runs in the processes that tests start: a run of the toy, with the faults that the test asks for; and waiting for it."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from train_toy import ToyLoader
 
@@ -66,3 +67,15 @@ def run(
     except UserError as error:
         Path(out, f"error-{rank}.txt").write_text(str(error))
         sys.exit(2)
+
+
+def wait_for(claim: Callable[[], Any], process: Any, seconds: float = 60) -> Any:
+    """What ``claim`` returns as soon as it is true; fails if the process ends before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := claim():
+            return found
+        if not process.is_alive():
+            return claim() or pytest.fail(f"the process ended with {process.exitcode} before what was waited for came")
+        time.sleep(0.002)
+    return pytest.fail("waited in vain")

@@ -77,7 +77,11 @@ class Backbone(nn.Module, Configurable):
 
     @abstractmethod
     def partition(self, inputs: Tensor) -> Patches:
-        """Cut the inputs and put the pieces in scan order; no parameters."""
+        """Cut images (B, C, height, width) and put the pieces in scan order; no parameters.
+
+        Raises:
+            UserError: if an image is no multiple of the patch.
+        """
 
     @abstractmethod
     def embed(self, patches: Patches) -> Float[Tensor, "B N D"]:
@@ -121,13 +125,14 @@ class Backbone(nn.Module, Configurable):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Inputs -> normalised features, prefix tokens first."""
+        """Inputs (B, C, height, width) -> features (B, L, D) after the final norm, prefix tokens first."""
 
     @abstractmethod
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What ``forward_features`` returned -> logits, or the classifier's input."""
+        """What ``forward_features`` returned -> logits (B, num_classes), or the classifier's input (B, head_hidden_size)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Inputs (B, C, height, width) -> logits (B, num_classes), or the classifier's input where there is no classifier."""
         return self.forward_head(self.forward_features(x))
 
     @abstractmethod
@@ -155,10 +160,12 @@ class Backbone(nn.Module, Configurable):
         """Recompute activations in the backward pass instead of keeping them."""
 
     @abstractmethod
-    def get_classifier(self) -> nn.Module: ...
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer; an ``nn.Identity`` where there is no classifier."""
 
     @abstractmethod
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None: ...
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for ``num_classes`` (0 = none)."""
 
 
 class Head(nn.Module):

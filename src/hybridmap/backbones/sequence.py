@@ -141,6 +141,9 @@ class SequenceBackbone(Backbone):
         :meth:`forward_features`. ``indices``: the last n layers if an int, these layers if a sequence, all if None. ``NCHW``
         gives maps (B, D, rows, columns), ``NLC`` tokens (B, N, D), both without prefix tokens; ``return_prefix_tokens`` pairs
         each with them.
+
+        Raises:
+            UserError: for another ``output_fmt``.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
@@ -219,7 +222,11 @@ class SequenceBackbone(Backbone):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for ``num_classes`` (0 = none); the read-out is part of the architecture and cannot change."""
+        """A fresh classifier for ``num_classes`` (0 = none); the read-out is part of the architecture and cannot change.
+
+        Raises:
+            UserError: if ``global_pool`` asks for another read-out.
+        """
         if global_pool not in (None, ""):
             raise UserError(f"{type(self).__name__} has no pooling {global_pool!r}; leave global_pool out")
         self.num_classes = num_classes

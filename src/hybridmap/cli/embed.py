@@ -16,7 +16,7 @@ from torch import Tensor
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.runs import device_named, evaluation_data, open_source
 from hybridmap.errors import UserError
-from hybridmap.report.files import replace_file
+from hybridmap.files import replace_file
 from hybridmap.tasks.features import Table, extract
 
 SUFFIXES = (".safetensors", ".npz")

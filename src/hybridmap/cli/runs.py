@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.names import ALIASES, MODELS
@@ -158,7 +159,7 @@ def sample_images(data: Dataset.Config, count: int) -> Float[Tensor, "B C H W"]:
 
 
 def read_images(paths: Sequence[str], data: Dataset.Config) -> Float[Tensor, "B C H W"]:
-    """Image files of any size and format, cropped in the middle to the size of ``data``, normalised.
+    """Image files of any size and format, cropped in the middle to the size of ``data``, normalised; grey if ``data`` is.
 
     Raises:
         UserError: for a file that cannot be read.
@@ -174,7 +175,8 @@ def read_images(paths: Sequence[str], data: Dataset.Config) -> Float[Tensor, "B 
         except UnreadableImage as error:
             raise UserError(f"{error.path} cannot be read ({error.reason}); expected an image file") from None
         images.append(crop(found.image, size, 0, found.full))
-    return normalise(torch.stack(images), data.mean, data.std)
+    stacked = torch.stack(images)
+    return normalise(rgb_to_grayscale(stacked) if len(data.mean) == 1 else stacked, data.mean, data.std)
 
 
 def shrink(recipe: Recipe) -> Recipe:

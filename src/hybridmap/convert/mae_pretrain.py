@@ -31,13 +31,6 @@ class MaePretrain(Origin):
     def config(self, shapes: Shapes, *, num_heads: int | None = None, grid: tuple[int, int] | None = None) -> Backbone.Config:
         return vit_config(shapes, num_heads, grid, num_classes=0, pool="cls", norm_position="tokens", positions="sincos")
 
-    def decoder(self, shapes: Shapes) -> dict[str, int | float]:
-        if "mask_token" not in shapes:
-            return {}
-        width = shapes["mask_token"][-1]
-        ratio = shapes["decoder_blocks.0.mlp.fc1.weight"][0] / width
-        return {"width": width, "depth": indices(shapes, "decoder_blocks."), "mlp_ratio": ratio, "num_heads": 16}
-
 
 def decoder_rules(shapes: Shapes) -> Iterator[Rule]:
     """The decoder, whose class token has the first row of its position table."""

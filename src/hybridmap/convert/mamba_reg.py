@@ -66,7 +66,7 @@ def affine(shapes: Shapes, name: str) -> tuple[str, ...]:
     return AFFINE if f"{name}.bias" in shapes else AFFINE[:1]
 
 
-def hybrid_config(shapes: Shapes, layout: str, grid: tuple[int, int] | None, **transformer: int | float) -> Backbone.Config:
+def hybrid_config(shapes: Shapes, layout: str, grid: tuple[int, int] | None, **transformer: float) -> Backbone.Config:
     """The HybridNet that the shapes describe; ``transformer`` adds what its T blocks need."""
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     inner, d_state = shapes["layers.0.mixer.A_log"]

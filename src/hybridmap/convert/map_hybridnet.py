@@ -49,13 +49,6 @@ class MapHybridNet(Origin):
         ratio = shapes["blocks.0.mlp.fc1.weight"][0] / width
         return hybrid_config(shapes, layout, grid, num_heads=heads, transformer_mlp_ratio=ratio)
 
-    def decoder(self, shapes: Shapes) -> dict[str, int | float]:
-        if "mask_token" not in shapes:
-            return {}
-        width = shapes["mask_token"][-1]
-        ratio = shapes["decoder_blocks.0.mlp.fc1.weight"][0] / width
-        return {"width": width, "depth": indices(shapes, "decoder_blocks."), "mlp_ratio": ratio, "num_heads": 16}
-
 
 def released_layout(shapes: Shapes) -> str:
     """M and T in execution order, which the names do not show: a T after every third M while there are any left.

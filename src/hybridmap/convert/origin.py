@@ -72,7 +72,7 @@ class Loaded:
     """The network that takes :attr:`backbone` strictly; None for our own files that do not hold a backbone's configuration."""
     report: InitReport
     """``loaded`` by our names, ``dropped`` by the names in the file, ``fresh`` by our names."""
-    decoder: dict[str, int | float] = field(default_factory=dict)
+    decoder: dict[str, float] = field(default_factory=dict)
     """Width, depth, heads and MLP ratio of the pretraining decoder; empty where the file has none."""
 
     @property
@@ -101,9 +101,12 @@ class Origin(ABC):
     def config(self, shapes: Shapes, *, num_heads: int | None = None, grid: tuple[int, int] | None = None) -> Backbone.Config:
         """The backbone that the shapes describe. Shapes do not tell the number of heads, nor a grid that is not square."""
 
-    def decoder(self, shapes: Shapes) -> dict[str, int | float]:
+    def decoder(self, shapes: Shapes) -> dict[str, float]:
         """Width, depth, MLP ratio and heads (the released value) of the pretraining decoder; empty without one."""
-        return {}
+        if "decoder_blocks.0.mlp.fc1.weight" not in shapes:
+            return {}
+        hidden, width = shapes["decoder_blocks.0.mlp.fc1.weight"]
+        return {"width": width, "depth": indices(shapes, "decoder_blocks."), "mlp_ratio": hidden / width, "num_heads": 16}
 
     def convert(
         self,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +16,7 @@ from hybridmap.config import from_tree, to_tree
 from hybridmap.convert.origin import Loaded
 from hybridmap.convert.read import METADATA_KEY
 from hybridmap.errors import UserError
+from hybridmap.files import replacing
 from hybridmap.types import InitReport
 
 FAMILY = "hybridmap"
@@ -82,24 +80,13 @@ def write_ours(loaded: Loaded, path: str | Path) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
-    path = Path(path)
     about = {"family": loaded.family, "decoder": loaded.decoder}
     if loaded.config is not None:
         about["backbone"] = to_tree(loaded.config)
     named = {name if name.startswith(DECODER) else BACKBONE + name: value for name, value in loaded.weights.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        contents = {name: named[name].contiguous() for name in sorted(named)}
+    contents = {name: named[name].contiguous() for name in sorted(named)}
+    with replacing(path) as temporary:
         save_file(contents, temporary, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}); choose another place with enough room") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _backbone_config(about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Backbone.Config | None:

@@ -86,9 +86,9 @@ class Dataset(Configurable):
         """Processes that prepare images besides the one that trains; 0 prepares them in it. The samples are the same."""
         on_error: Literal["substitute", "fail"] = "substitute"
         """What becomes of an image that cannot be read: replaced by the next readable one and counted, or the run stops."""
-        mean: tuple[float, float, float] = IMAGENET_MEAN
+        mean: tuple[float, ...] = IMAGENET_MEAN
         """Mean per channel that is subtracted, where white is 1."""
-        std: tuple[float, float, float] = IMAGENET_STD
+        std: tuple[float, ...] = IMAGENET_STD
         """Standard deviation per channel that is divided by, where white is 1."""
 
         def __post_init__(self) -> None:
@@ -96,6 +96,8 @@ class Dataset(Configurable):
                 raise UserError(f"data.size must be at least 1 pixel, got {self.size}")
             if self.workers < 0:
                 raise UserError(f"data.workers must be 0 or more, got {self.workers}")
+            if len(self.mean) != len(self.std):
+                raise UserError(f"data.mean and data.std need one number per channel, got {self.mean} and {self.std}")
             if min(self.std) <= 0:
                 raise UserError(f"data.std must be positive in every channel, got {self.std}")
 

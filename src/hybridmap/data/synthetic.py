@@ -53,7 +53,7 @@ class Synthetic(Dataset):
         return Sample(image=one.images[0], label=int(one.labels[0]), path=one.paths[0])
 
     def samples(self, indices: Sequence[int], keys: Sequence[int], *, substitute: bool = True) -> Samples:
-        """A batch of gratings (B, 3, height, width). Nothing here can be unreadable."""
+        """A batch of gratings (B, C, height, width), C as many as ``mean`` has, at most 3. Nothing here can be unreadable."""
         height, width = self.config.image_size
         key_tensor = torch.tensor(keys, dtype=torch.int64)
         labels = torch.tensor(indices, dtype=torch.int64) % self.config.num_classes
@@ -71,7 +71,7 @@ class Synthetic(Dataset):
         colour = 0.5 + draws[:, 1:4, None, None]  # (B, 3, 1, 1)
         # A uniform number has variance 1/12.
         noise = (draws[:, 4:].view(-1, 3, height, width) - 0.5) * (self.config.noise * math.sqrt(12))
-        return colour * wave[:, None] + noise
+        return (colour * wave[:, None] + noise)[:, : len(self.config.mean)]
 
     def describe(self) -> str:
         return "the synthetic data"

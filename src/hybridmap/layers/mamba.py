@@ -93,6 +93,7 @@ class Direction(nn.Module):
         init_dt(self.dt_proj)
 
     def forward(self, x: Float[Tensor, "B L E"]) -> ScanInputs:
+        """What :func:`scan` needs, from this direction's half of the input projection."""
         c = convolve(x, self.conv, reverse=self.reverse)
         return scan_inputs(c, self.x_proj, self.dt_proj, self.A_log, self.D)
 

@@ -32,6 +32,9 @@ class Target(Configurable):
         """Mean over the masked patches, each with the same weight; over all patches without a mask.
 
         ``key`` names the samples, for targets that draw something.
+
+        Raises:
+            UserError: if the mask hides nothing.
         """
 
     @abstractmethod

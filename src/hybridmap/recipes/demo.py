@@ -24,18 +24,29 @@ SOURCES = 18
 """Pictures in the bundle, hence classes."""
 
 BACKBONE = HybridNet.Config(
-    layout="MMMT", embed_dim=128, num_heads=4, img_size=64, patch_size=8, num_registers=4, cls_reduce=2, num_classes=SOURCES
+    layout="MMMTMMMT",
+    embed_dim=128,
+    num_heads=4,
+    img_size=64,
+    patch_size=8,
+    in_chans=1,
+    num_registers=4,
+    cls_reduce=2,
+    num_classes=SOURCES,
 )
 """The network of the demo, 64 patches; pretraining builds it without registers and head."""
 
-TRAIN = BundledPhotos.Config(split="train", per_source=64)
+SCALE = (64.0, 64.0)
+"""Probes see crops as they are in the pictures, pixel for pixel."""
+
+TRAIN = BundledPhotos.Config(split="train", per_source=128, scale=SCALE)
 """Crops that probes learn from, the same in every pass."""
-TEST = BundledPhotos.Config(split="test", per_source=64)
+TEST = BundledPhotos.Config(split="test", per_source=64, scale=SCALE)
 """Crops that are asked for: a fixed set."""
 
 
 def demo_pretrain(seed: int = 0) -> Recipe:
-    """MAP on the bundled photographs with a HybridNet of four layers, width 128.
+    """MAP on the bundled photographs with a HybridNet of eight layers, width 128.
 
     Command: hybridmap demo
     Cost: a few minutes on two CPU cores.
@@ -44,11 +55,11 @@ def demo_pretrain(seed: int = 0) -> Recipe:
     """
     return Recipe(
         learner=MAP.Config(backbone=BACKBONE, decoder=MAPDecoder.Config(width=96, depth=2, num_heads=4)),
-        data=BundledPhotos.Config(split="train", flip=True),
+        data=BundledPhotos.Config(split="train", scale=(48.0, 96.0), flip=True),
         exams={},
-        optim=AdamW.Config(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
-        schedule=Cosine.Config(warmup_epochs=0.5, min_lr=0.0),
-        train=TrainConfig(steps=400, batch_size=64, precision="fp32"),
+        optim=AdamW.Config(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
+        schedule=Cosine.Config(warmup_epochs=0.4, min_lr=0.0),
+        train=TrainConfig(steps=640, batch_size=32, clip=3.0, precision="fp32"),
         seed=seed,
     )
 
@@ -69,11 +80,11 @@ def demo_finetune(seed: int = 0) -> Recipe:
     )
     return Recipe(
         learner=learner,
-        data=BundledPhotos.Config(split="train", flip=True),
+        data=BundledPhotos.Config(split="train", scale=(48.0, 96.0), flip=True),
         exams={"test": Accuracy.Config(test=TEST)},
         optim=AdamW.Config(lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.75),
         schedule=Cosine.Config(warmup_epochs=0.25, min_lr=0.0),
-        train=TrainConfig(steps=60, batch_size=64, precision="fp32"),
+        train=TrainConfig(steps=60, batch_size=32, precision="fp32"),
         seed=seed,
     )
 

@@ -88,8 +88,8 @@ def small_exam(exam: Config) -> Config:
     return replace(exam, **data, **quick)
 
 
-def _small_data(data: Config) -> Config:
-    return Synthetic.Config(size=SIZE, length=16, num_classes=CLASSES)
+def _small_data(data: Any) -> Config:
+    return Synthetic.Config(size=SIZE, length=16, num_classes=CLASSES, mean=data.mean, std=data.std)
 
 
 def _small_backbone(backbone: Backbone.Config) -> Backbone.Config:

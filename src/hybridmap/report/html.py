@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridmap.report.files import replace_file
+from hybridmap.files import replace_file
 
 RESULTS = "results.json"
 """What a command found out, beside the run that it belongs to: ``{"tables": [...], "command": "...", "notes": [...]}``."""

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hybridmap.data.image_transforms import denormalise
+from hybridmap.files import replace_file
 from hybridmap.objectives.map import MAP
-from hybridmap.report.files import replace_file
 from hybridmap.tokens.images import assemble, partition
 from hybridmap.tokens.regions import Rows, Single, Whole, permission
 from hybridmap.types import Batch
@@ -33,8 +33,8 @@ _MARGIN, _HEADER = 6, 22
 
 @torch.no_grad()
 def reconstructions(
-    objective: MAP, images: Float[Tensor, "B 3 H W"], mean: Sequence[float], std: Sequence[float], *, seed: int = 0
-) -> Float[Tensor, "B 4 3 H W"]:
+    objective: MAP, images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float], *, seed: int = 0
+) -> Float[Tensor, "B 4 C H W"]:
     """The four columns of :data:`COLUMNS` for normalised ``images``, as values in [0, 1].
 
     Masks follow from ``seed`` and the position of the image alone. ``mean`` and ``std`` (per channel) undo the loader's
@@ -109,7 +109,7 @@ def permission_picture(allowed: Bool[Tensor, "N N"], ranks: Int[Tensor, "N"]) ->
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
-def objective_pictures(objective: MAP, images: Float[Tensor, "B 3 H W"], *, seed: int = 0) -> dict[str, Image.Image]:
+def objective_pictures(objective: MAP, images: Float[Tensor, "B C H W"], *, seed: int = 0) -> dict[str, Image.Image]:
     """``regions`` and ``decoder_mask`` of the first image, as the objective would use them."""
     patches = objective.backbone.partition(images[:1])
     key = torch.zeros(1, dtype=torch.int64, device=images.device)

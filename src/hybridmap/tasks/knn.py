@@ -34,7 +34,13 @@ def vote(
     k: tuple[int, ...] = (10, 20, 100, 200),
     temperature: float = 0.07,
 ) -> dict[int, Float[Tensor, "m classes"]]:
-    """The classes' scores of every test vector, for each k; a k beyond the number of training vectors means all of them."""
+    """The classes' scores of every test vector, for each k; a k beyond the number of training vectors means all of them.
+
+    A neighbour gives its class ``exp(cosine / temperature)``.
+
+    Raises:
+        UserError: without training or test vectors, or if a k is less than 1.
+    """
     if not len(train) or not len(test):
         raise UserError(f"nearest neighbours need training and test images, got {len(train)} and {len(test)}")
     if not k or min(k) < 1:

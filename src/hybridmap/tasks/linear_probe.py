@@ -138,6 +138,9 @@ class LinearProbe(Configurable):
 
         Per head, with p = softmax(xW + b) of a batch of B and y the one-hot labels: dW = x^T (p - y) / B, scaled by the trust
         ratio 0.001 |W| / |dW|; velocity v = 0.9 v + dW; W = W - lr v. The bias has no trust ratio.
+
+        Raises:
+            UserError: with fewer than two training vectors.
         """
         config, n, width = self.config, len(features), features.shape[1]
         if n < 2:

@@ -19,6 +19,9 @@ def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) 
 
     >>> order("column", (2, 3)).tolist()
     [0, 3, 1, 4, 2, 5]
+
+    Raises:
+        UserError: for another scan than those of ``Scan``.
     """
     rows, columns = grid
     raster = torch.arange(rows * columns, device=device)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: safetensors written beside, synced, and renamed into place.
+"""Checkpoints: safetensors that are either whole or not there.
 
 A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``)
 with one metadata key, ``hybridmap``: JSON with sorted keys, without times or paths, so that equal runs write equal bytes. A
@@ -7,14 +7,10 @@ checksum of the tensors is part of it; a checkpoint that does not match is not u
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import re
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridmap.errors import UserError
+from hybridmap.files import replacing
 
 log = logging.getLogger("hybridmap.train")
 
@@ -35,38 +32,6 @@ class BrokenFile(UserError):
     """A file that is not what was once written: cut off, changed, or something else altogether."""
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the failure to write ``path`` (a full disk, missing rights) into a sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise _sentence(path, error) from error
-
-
-def _sentence(path: Path, error: Exception) -> UserError:
-    number = getattr(error, "errno", None)
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"there is no space left to write {path}; what was saved before is intact: make room and run the same command again"
-        )
-    reason = os.strerror(number) if number else str(error)
-    return UserError(f"cannot write {path} ({reason}); choose a directory that you may write to")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            temporary.write_text(text)
-            _settle(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write ``tensors`` and the JSON-able ``record`` as a whole or not at all.
 
@@ -75,36 +40,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) 
     """
     host = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     text = json.dumps({**record, "checksum": _checksum(host)}, sort_keys=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # what the user's umask says; safetensors would let nobody else read the file
-            save_file(host, temporary, metadata={METADATA: text})
-            temporary.chmod(mode)
-            _settle(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _settle(temporary: Path, path: Path) -> None:
-    """Sync the temporary file, rename it into place, and sync the directory that now holds the name."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote left behind: our temporary files, and those of safetensors."""
-    for pattern in (".*.tmp", ".tmp??????"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    with replacing(path) as temporary:
+        save_file(host, temporary, metadata={METADATA: text})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -164,8 +101,6 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step``, then delete those that are no longer kept."""
-        with writing(self.folder):
-            self.folder.mkdir(exist_ok=True)
         write(self.folder / f"step-{step:08d}.safetensors", tensors, {**record, "step": step})
         self._prune()
 

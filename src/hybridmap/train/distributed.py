@@ -81,7 +81,7 @@ class World:
         return nullcontext()
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over the processes, on the device."""
+        """Mean over the processes, on the device, computed in place."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hybridmap.train.checkpoint import writing
+from hybridmap.files import writing
 from hybridmap.train.run_dir import RunDirectory
 
 _ROOT = logging.getLogger("hybridmap")

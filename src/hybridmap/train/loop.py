@@ -281,7 +281,7 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _clip(parameters: list[nn.Parameter], largest: int | float | None) -> Tensor:
+def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
     """The norm of the gradient, a scalar on the device; the gradient is scaled down to ``largest`` where it is longer."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:

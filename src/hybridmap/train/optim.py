@@ -37,7 +37,7 @@ class AdamW(Configurable):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configuration.Config):
-        lr: int | float | None = None
+        lr: float | None = None
         """The highest learning rate itself; None = ``base_lr`` scaled with the batch."""
         base_lr: float = 1.5e-4
         """Learning rate per ``base_batch`` samples: lr = base_lr * train.batch_size / base_batch."""
@@ -66,7 +66,7 @@ class AdamW(Configurable):
 
     config: Config
 
-    def lr(self, batch_size: int) -> int | float:
+    def lr(self, batch_size: int) -> float:
         """The highest learning rate for a global batch of ``batch_size`` samples."""
         c = self.config
         return c.lr if c.lr is not None else c.base_lr * batch_size / c.base_batch
@@ -106,7 +106,11 @@ class AdamW(Configurable):
         return self.config.decay_ssm_state or not getattr(parameter, "ssm_state", False)
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.AdamW:
-        """The optimiser over named parameters, one group per rule; a group keeps its ``lr_scale`` and its ``names``."""
+        """The optimiser over named parameters, one group per rule; a group keeps its ``lr_scale`` and its ``names``.
+
+        Raises:
+            UserError: if no parameter has a rule.
+        """
         groups: dict[Rule, dict] = {}
         for name, parameter in parameters:
             if name in rules:

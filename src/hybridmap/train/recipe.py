@@ -16,7 +16,7 @@ from hybridmap.train.schedule import Cosine
 class TrainConfig(Config):
     """How long, how much at once, in which precision; what is written how often."""
 
-    epochs: int | float | None = None
+    epochs: float | None = None
     """Passes over the data; None = as many as ``steps`` make."""
     steps: int | None = None
     """Optimiser steps; overrides the length of ``epochs``, and the schedule is compressed with it."""
@@ -24,7 +24,7 @@ class TrainConfig(Config):
     """Samples per optimiser step, over all processes and micro-steps."""
     accumulate: int = 1
     """Micro-steps per optimiser step: the gradient is the mean over the whole batch, in this many portions."""
-    clip: int | float | None = None
+    clip: float | None = None
     """Largest norm of the gradient; None = not clipped."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the autocast regions; parameters, optimiser, scan states and losses stay in fp32. fp16 scales the loss."""
@@ -64,7 +64,7 @@ class TrainConfig(Config):
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"train.ema must lie between 0 and 1, got {self.ema}")
 
-    def length(self, samples: int) -> tuple[int, int | float]:
+    def length(self, samples: int) -> tuple[int, float]:
         """(optimiser steps, epochs of the schedule) of a run over ``samples`` samples per epoch.
 
         Step s belongs to epoch ``epochs * s / steps``. So a run that ``steps`` shortens has the whole schedule, warm-up

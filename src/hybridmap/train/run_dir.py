@@ -6,6 +6,7 @@ metrics.jsonl      a line per step, cut back to the checkpoint where a run conti
 checkpoints/       the newest and the best
 final.safetensors  the weights, once the run is finished
 summary.json       how it ended: steps, exams
+results.json       tables of the exams, as the report shows them
 skipped.json       images that could not be read, with the reason
 log.txt            what was said
 """
@@ -28,7 +29,8 @@ import torch
 
 from hybridmap.config import differences, from_yaml, to_yaml
 from hybridmap.errors import UserError
-from hybridmap.train.checkpoint import Checkpoints, remove_leftovers, write_atomically, writing
+from hybridmap.files import remove_leftovers, replace_file, writing
+from hybridmap.train.checkpoint import Checkpoints
 from hybridmap.train.recipe import Recipe
 
 _LOCK = ".lock"
@@ -76,7 +78,7 @@ class RunDirectory:
     def cut_back(self, step: int) -> None:
         """Drop what is later than ``step`` from ``metrics.jsonl``: the run is going to write it again."""
         kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= step]
-        write_atomically(self._metrics, "".join(line + "\n" for line in kept))
+        replace_file(self._metrics, "".join(line + "\n" for line in kept))
 
     def note_skipped(self, images: Mapping[str, str]) -> None:
         """Remember images that could not be read, path -> reason, beside those of earlier launches."""
@@ -90,7 +92,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small file of facts."""
-        write_atomically(self.path / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+        replace_file(self.path / name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     @property
     def _metrics(self) -> Path:
@@ -146,7 +148,7 @@ def _claim(path: Path, recipe: Recipe) -> None:
     """Write ``recipe.yaml``, or compare with the one that is there."""
     file = path / "recipe.yaml"
     if not file.exists():
-        write_atomically(file, to_yaml(recipe))
+        replace_file(file, to_yaml(recipe))
         return
     found = from_yaml(file.read_text(), str(file))
     changes = {name: pair for name, pair in differences(found, recipe).items() if not name.endswith(_HARMLESS)}

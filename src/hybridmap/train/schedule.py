@@ -32,11 +32,11 @@ class Cosine(Configurable):
     class Config(configuration.Config):
         form: Literal["iter", "epoch"] = "iter"
         """A new rate at every optimiser step, or one per epoch; see the module's text."""
-        warmup_epochs: int | float = 40.0
+        warmup_epochs: float = 40.0
         """Length of the warm-up in epochs (of ``train.epochs``, where ``train.steps`` shortens a run)."""
-        warmup_lr: int | float = 0.0
+        warmup_lr: float = 0.0
         """Rate that the warm-up starts from; absolute, not scaled with the batch."""
-        min_lr: int | float = 0.0
+        min_lr: float = 0.0
         """Rate that the cosine ends at; absolute, not scaled with the batch."""
 
         def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Cosine(Configurable):
 
     config: Config
 
-    def __call__(self, epoch: int | float, epochs: int | float, lr: int | float) -> float:
+    def __call__(self, epoch: float, epochs: float, lr: float) -> float:
         """The rate at ``epoch`` (fractional, from 0) of ``epochs`` when the highest one is ``lr``."""
         c = self.config
         t = epoch if c.form == "iter" else float(max(math.floor(epoch) - 1, 0))

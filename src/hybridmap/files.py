@@ -1,0 +1,99 @@
+"""Files that are either whole or not there: written beside, synced, and renamed into place.
+
+A reader, a full disk or a crash at any moment finds the old file or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from hybridmap.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failure to write ``path`` (a full disk, missing rights) into a sentence.
+
+    Raises:
+        UserError: for every OSError or SafetensorError of the block.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _sentence(path, error) from error
+
+
+def _sentence(path: Path, error: Exception) -> UserError:
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"there is no space left to write {path}; what was saved before is intact: make room and run the same command again"
+        )
+    reason = os.strerror(number) if number else str(error)
+    return UserError(f"cannot write {path} ({reason}); choose a directory that you may write to")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give the block an empty file beside ``path`` to write; once the block is done, that file is synced and takes the place of
+    ``path``. Missing directories are made, and the rights are those of any new file of the user.
+
+    Raises:
+        UserError: if there is no room or no permission; what was at ``path`` before is still there, and nothing beside it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            rights = temporary.stat().st_mode  # what the umask says; safetensors would let nobody else read the file
+            yield temporary
+            temporary.chmod(rights)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_directory(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(folder: Path) -> None:
+    """Write the names in a directory to the disk, which syncing a file does not do."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def replace_file(path: str | Path, content: bytes | str) -> Path:
+    """Write a file of that content (text as UTF-8) as a whole or not at all. Returns the path.
+
+    Raises:
+        UserError: as :func:`replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left behind: our temporary files, and those of safetensors."""
+    for pattern in (".*.tmp", ".tmp??????"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+__all__ = ["remove_leftovers", "replace_file", "replacing", "writing"]
