@@ -39,6 +39,8 @@ def _sentence(path: Path, error: Exception) -> UserError:
             f"there is no space left to write {path}; what was saved before is intact: make room and run the same command again"
         )
     reason = os.strerror(number) if number else str(error)
+    if number in (errno.EEXIST, errno.ENOTDIR):
+        reason = "a file stands where a directory is needed"
     return UserError(f"cannot write {path} ({reason}); choose a directory that you may write to")
 
 

@@ -52,13 +52,24 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_different_recipe_is_refused_and_the_difference_shown(tmp_path: Path) -> None:
-    with hold(tmp_path, toy_recipe()):
-        pass
+    with hold(tmp_path, toy_recipe()) as run:
+        run.append({"step": 1, "loss": 2.0})
     changed = override(toy_recipe(seed=1), {"optim.lr": 0.5, "learner.width": 16})
     with pytest.raises(UserError, match="another recipe") as caught, hold(tmp_path, changed):
         pass
     for difference in ("seed was 0, now 1", "optim.lr was 0.01, now 0.5", "learner.width was 8, now 16", "--overwrite"):
         assert difference in str(caught.value)
+
+
+def test_a_launch_that_took_no_step_gives_way_to_a_mended_recipe(tmp_path: Path) -> None:
+    with hold(tmp_path, toy_recipe()) as run:
+        run.checkpoints.save(0, {"a": torch.ones(2)}, {})
+    with hold(tmp_path, toy_recipe(seed=1)) as run:
+        assert run.checkpoints.paths() == []
+        assert from_yaml((tmp_path / "recipe.yaml").read_text()).seed == 1
+        run.checkpoints.save(2, {"a": torch.ones(2)}, {})
+    with pytest.raises(UserError, match="seed was 1, now 2"), hold(tmp_path, toy_recipe(seed=2)):
+        pass
 
 
 def test_what_changes_no_result_may_change(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from hybridmap.cli.output import console
 from hybridmap.cli.runs import device_named, open_run, shrink, shrink_exam, smoke
 from hybridmap.data.loader import Loader
 from hybridmap.errors import UserError
+from hybridmap.files import replace_file
 from hybridmap.ops.backend import show_config
 from hybridmap.recipes import demo as recipes
-from hybridmap.report.files import replace_file
 from hybridmap.report.html import RESULTS, Table, tables_as_json
 from hybridmap.tasks.bootstrap import Interval, difference, interval
 from hybridmap.tasks.features import extract, raw_pixels

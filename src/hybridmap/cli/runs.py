@@ -209,8 +209,8 @@ def run_recipe(name: str, recipe: Recipe, options: RunOptions, command: str, arg
     """Train, then draw pictures and write the report; returns the run directory."""
     from hybridmap.cli import report
     from hybridmap.data.loader import Loader
+    from hybridmap.files import replace_file
     from hybridmap.recipes import share_data
-    from hybridmap.report.files import replace_file
     from hybridmap.report.html import RESULTS, tables_as_json
     from hybridmap.train.loop import train
 

@@ -138,7 +138,7 @@ class BundledPhotos(Dataset):
         return Sample(image=one.images[0], label=int(one.labels[0]), path=one.paths[0])
 
     def samples(self, indices: Sequence[int], keys: Sequence[int], *, substitute: bool = True) -> Samples:
-        """A batch of crops (B, C, height, width), C as many as ``mean`` has, float32, each of mean 0 and deviation ``contrast``.
+        """A batch of crops (B, C, height, width), one C for each number of ``mean``: float32, mean 0, deviation ``contrast``.
 
         Nothing here can be unreadable.
         """

@@ -10,6 +10,7 @@ The header is read first and by itself, because it is what tells a decompression
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -157,4 +158,6 @@ def _pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    # Pillow counts what its buffer still held, not what is missing from the file.
+    return re.sub(r" \(\d+ bytes not processed\)$", "", line)

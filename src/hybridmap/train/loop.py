@@ -124,7 +124,8 @@ def train(
             log.info("continuing %s at step %d of %d", run.path, state.step, steps)
         else:
             size = sum(value.numel() for value in trained)
-            log.info("training %s parameters for %d steps (%.4g epochs) in %s", f"{size:,}", steps, epochs, run.path)
+            passes = steps * config.batch_size / len(data.dataset)
+            log.info("training %s parameters for %d steps (%.4g epochs) in %s", f"{size:,}", steps, passes, run.path)
         save_every = config.checkpoint_every or min(math.ceil(steps / 20), 1000)
         saved_at = state.step if resuming else None
         examined_at = state.step if state.results or state.step < steps else None

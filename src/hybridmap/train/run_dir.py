@@ -145,19 +145,30 @@ def _lock(file: IO[str], path: Path) -> None:
 
 
 def _claim(path: Path, recipe: Recipe) -> None:
-    """Write ``recipe.yaml``, or compare with the one that is there."""
+    """Write ``recipe.yaml``, or compare with the one that is there. A launch that ended before its first step, such as one with a
+    mistyped folder, leaves nothing to protect: its mended recipe takes the place."""
     file = path / "recipe.yaml"
     if not file.exists():
         replace_file(file, to_yaml(recipe))
         return
     found = from_yaml(file.read_text(), str(file))
     changes = {name: pair for name, pair in differences(found, recipe).items() if not name.endswith(_HARMLESS)}
-    if changes:
+    if changes and not _took_a_step(path):
+        _clear(path)
+        replace_file(file, to_yaml(recipe))
+    elif changes:
         told = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in list(changes.items())[:8])
         more = f"; and {len(changes) - 8} more" if len(changes) > 8 else ""
         raise UserError(
             f"{path} holds a run of another recipe ({told}{more}); choose another --out, or start anew with --overwrite"
         )
+
+
+def _took_a_step(path: Path) -> bool:
+    """Whether there is more of a run than its beginning: weights, a checkpoint behind step 0, or a line of metrics."""
+    saved = {file.stem for file in (path / "checkpoints").glob(_FOLDERS["checkpoints"])} - {"step-00000000"}
+    metrics = path / "metrics.jsonl"
+    return bool(saved) or (path / "final.safetensors").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _clear(path: Path) -> None:

@@ -28,7 +28,10 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not file.exists():
         raise UserError(f"{path} does not exist; expected a run directory or a .safetensors file")
     if file.suffix != ".safetensors":
-        raise UserError(f"{path} is neither a run directory nor a .safetensors file; convert a foreign checkpoint first")
+        raise UserError(
+            f"{path} is neither a run directory nor a .safetensors file; convert a checkpoint of others first "
+            f"(hybridmap convert {path} -o {file.stem}.safetensors)"
+        )
     tensors, record = read(file)
     if record.get("kind") == "checkpoint":
         averages = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
