@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from hybridmap.cli import main
+from hybridmap.train import read_weights
 
 
 @pytest.fixture
@@ -49,6 +50,21 @@ def test_an_empty_folder_and_one_without_images(refused, tmp_path: Path) -> None
     )
 
 
+def test_a_mended_command_may_use_the_same_directory(refused, photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    refused(*pretrain(tmp_path / "nowhere", out))
+    refused(*pretrain(photo_folder, out, "--data.size", "30"))
+    assert main(pretrain(photo_folder, out)) == 0
+    assert "learner.masking.ratio was 0.5, now 0.7" in refused(*pretrain(photo_folder, out, "--mask-ratio", "0.7"))
+
+
+def test_a_folder_of_one_image_of_one_pixel(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (1, 1), (200, 3, 4)).save(tmp_path / "photos" / "a.png")
+    assert main(pretrain(tmp_path / "photos", tmp_path / "run")) == 0
+    assert all(value.isfinite().all() for value in read_weights(tmp_path / "run")[0].values())
+
+
 def test_a_folder_in_which_no_image_can_be_read(refused, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -69,6 +85,7 @@ def mixed_folder(photo_folder: Path, tmp_path: Path) -> Path:
     (folder / "text.jpg").write_text("this is text")
     (folder / "cut.jpg").write_bytes(good[0].read_bytes()[:120])
     (folder / "empty.jpg").write_bytes(b"")
+    (folder / "bomb.ppm").write_bytes(b"P6 30000 30000 255\n" + bytes(99))
     Image.new("RGB", (1, 1), (9, 9, 9)).save(folder / "single.png")
     return folder
 
@@ -76,7 +93,7 @@ def mixed_folder(photo_folder: Path, tmp_path: Path) -> Path:
 def test_bad_images_are_named_and_replaced(mixed_folder: Path, tmp_path: Path) -> None:
     assert main(pretrain(mixed_folder, tmp_path / "run", "--train.steps", "5")) == 0
     log, page = ((tmp_path / "run" / name).read_text() for name in ("log.txt", "report.html"))
-    for name in ("text.jpg", "cut.jpg", "empty.jpg"):
+    for name in ("text.jpg", "cut.jpg", "empty.jpg", "bomb.ppm"):
         assert name in log
         assert name in page
     assert "single.png" not in log
@@ -84,7 +101,7 @@ def test_bad_images_are_named_and_replaced(mixed_folder: Path, tmp_path: Path) -
 
 def test_bad_images_stop_the_run_where_that_is_asked_for(refused, mixed_folder: Path, tmp_path: Path) -> None:
     sentence = refused(*pretrain(mixed_folder, tmp_path / "run", "--train.steps", "5", "--data.on-error", "fail"))
-    assert any(name in sentence for name in ("text.jpg", "cut.jpg", "empty.jpg"))
+    assert any(name in sentence for name in ("text.jpg", "cut.jpg", "empty.jpg", "bomb.ppm"))
     assert "--data.on-error substitute" in sentence
     assert not (tmp_path / "run" / "final.safetensors").exists()
 
@@ -148,6 +165,13 @@ def test_an_out_that_cannot_be_written(refused, photo_folder: Path) -> None:
     assert "/proc/" in refused(*pretrain(photo_folder, Path("/proc/hybridmap-run")))
 
 
+def test_an_out_below_a_file(refused, photo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"cannot write {out} (a file stands where a directory is needed)" in refused(*pretrain(photo_folder, out))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_picture_that_cannot_be_written(refused, pretrained: Path, photo_folder: Path, tmp_path: Path) -> None:
     image = photo_folder / "rows" / "00.jpg"
     assert "cannot write" in refused("reconstruct", pretrained, image, "-o", "/proc/nowhere/out.png")
@@ -183,9 +207,13 @@ def test_a_run_of_the_other_kind(refused, pretrained: Path, classifier: Path, ph
     assert "is no classifier; fine-tune it first" in refused("evaluate", pretrained, "--data.root", photo_folder)
 
 
-def test_a_checkpoint_of_another_model(refused, pretrained: Path, photo_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model(
+    refused, pretrained: Path, photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ["--data.root", photo_folder, "--init", pretrained, "--out", tmp_path / "ft", "--device", "cpu"]
     assert "the weights are of another network" in refused("finetune", "ft-100-tiny", *flags)
+    monkeypatch.setenv("HYBRIDMAP_SMOKE", "1")
+    assert "the weights are of another network: they lack cls_token" in refused("finetune", "ft-vit-base", *flags)
 
 
 def test_unlabelled_images_where_labels_are_needed(refused, pretrained: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_an_unfinished_run_gives_its_newest_weights(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("none", "does not exist"),
-        ("weights.pth", "convert a foreign checkpoint first"),
+        ("weights.pth", "convert a checkpoint of others first"),
         ("empty", "is it the directory of a run"),
     ],
 )
@@ -326,6 +326,12 @@ def test_the_metrics_say_what_a_reader_wants_to_know(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [5, 10]
     wanted = {"step", "loss", "loss_error", "lr", "grad_norm", "images_per_s", "data_wait"}
     assert all(line.keys() == wanted for line in lines(tmp_path))
+
+
+def test_the_log_counts_the_passes_that_are_made(tmp_path: Path) -> None:
+    """Not those of the schedule, which ``steps`` compresses."""
+    run(toy_recipe(steps=10, epochs=300.0, batch_size=8), tmp_path)
+    assert "for 10 steps (2 epochs)" in (tmp_path / "log.txt").read_text()
 
 
 def test_the_environment_takes_further_facts(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def _complain(name: str, error: Exception, debug: bool) -> int:
         message = str(error)
     label = f"hybridmap {name}" if name in COMMANDS else "hybridmap"
     rank = os.environ.get("RANK")
-    print(f"{label}{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr)
+    # In one piece, so that the sentences of several processes do not run into each other.
+    sys.stderr.write(f"{label}{f' (process {rank})' if rank else ''}: {message}\n")
     return 2
 
 

@@ -35,7 +35,8 @@ def write(run: Run, *, device: str = "auto", images: int = 8, title: str | None 
     if isinstance(run.learner, MAP):
         chosen = device_named(device)
         objective = run.learner.to(chosen).eval()
-        data = evaluation_data(run, split="test")
+        # Held-out images where there are any: a run on all images has none, and a part of a small folder may be unreadable.
+        data = evaluation_data(run, split="all" if getattr(run.data, "split", "all") == "all" else "test")
         shown = sample_images(data, images).to(chosen)
         columns = reconstructions(objective, shown, data.mean, data.std)
         save(sheet(columns), run.path / "pictures" / "reconstructions.png")

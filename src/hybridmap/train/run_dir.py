@@ -145,8 +145,11 @@ def _lock(file: IO[str], path: Path) -> None:
 
 
 def _claim(path: Path, recipe: Recipe) -> None:
-    """Write ``recipe.yaml``, or compare with the one that is there. A launch that ended before its first step, such as one with a
-    mistyped folder, leaves nothing to protect: its mended recipe takes the place."""
+    """Write ``recipe.yaml``, or compare with the one that is there.
+
+    A launch that ended before its first step, such as one with a mistyped folder, leaves nothing to protect: the mended recipe
+    takes its place.
+    """
     file = path / "recipe.yaml"
     if not file.exists():
         replace_file(file, to_yaml(recipe))
