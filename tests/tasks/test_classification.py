@@ -173,3 +173,11 @@ def test_missing_labels_and_other_classes_are_refused(hybrid: HybridNet.Config, 
         model.evaluate(replace(gratings, num_classes=3), "cpu")
     with pytest.raises(UserError, match="at least one class"):
         Classification.Config(backbone=hybrid, num_classes=0).build()
+
+
+def test_evaluation_refuses_as_many_classes_of_other_names(hybrid: HybridNet.Config):
+    names = tuple(f"grating{i}" for i in range(4))
+    data = Synthetic.Config(size=32, length=10, num_classes=5)
+    assert learner(hybrid, class_names=data.build().classes).evaluate(data)["images"] == 10
+    with pytest.raises(UserError, match="a class 'grating4' that training did not know"):
+        learner(hybrid, class_names=(*names, "tabby")).evaluate(data)

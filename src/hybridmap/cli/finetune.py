@@ -12,11 +12,11 @@ from hybridmap.tasks.classification import Classification
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fine-tune. The number of classes is that of the data; without ``--init`` training starts from nothing."""
+    """Fine-tune. The classes are those of the data; without ``--init`` training starts from nothing."""
     name, recipe, options = parse_recipe(arguments, "finetune", "Train a classifier on labelled images.")
     if not isinstance(recipe.learner, Classification.Config):
         raise UserError(f"{name} trains no classifier; hybridmap recipes 'ft-*' lists those that do")
     classes = recipe.data.build().labelled()
-    recipe = override(recipe, {"learner.num_classes": len(classes)})
+    recipe = override(recipe, {"learner.num_classes": len(classes), "learner.class_names": classes})
     run_recipe(name, recipe, options, "finetune", arguments)
     return 0

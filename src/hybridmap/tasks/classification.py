@@ -40,6 +40,8 @@ class Classification(nn.Module, Configurable):
         """The network; its own number of classes is overruled."""
         num_classes: int = 1000
         """Outputs of the head."""
+        class_names: tuple[str, ...] = ()
+        """Names of the outputs, in their order; a data set to be evaluated must have the same. Empty = not compared."""
         smoothing: float = 0.0
         """Share of every target that is spread over all classes."""
         mixing: Mixing.Config = field(default_factory=Mixing.Config)
@@ -140,12 +142,21 @@ class Classification(nn.Module, Configurable):
         """Logits and labels of every image of a labelled data set, in its order, on the host; the learner stays as it was.
 
         Raises:
-            UserError: if the data has no labels, or another number of classes than the head.
+            UserError: if the data has no labels, or other classes than the head.
         """
-        source = dataset.build()
+        source, names = dataset.build(), self.config.class_names
         if source.classes is None or len(source.classes) != self.config.num_classes:
             found = "no classes" if source.classes is None else f"{len(source.classes)} classes"
-            raise UserError(f"the head has {self.config.num_classes} classes, but the images to evaluate have {found}")
+            raise UserError(
+                f"the head has {self.config.num_classes} classes, but the images to evaluate have {found}; give a folder with "
+                "one sub-folder per class of the training data"
+            )
+        if names and tuple(source.classes) != names:
+            strange = next(theirs for theirs, ours in zip(source.classes, names, strict=True) if theirs != ours)
+            raise UserError(
+                f"the images to evaluate have a class {strange!r} that training did not know in this place; give a folder with "
+                f"the same sub-folders, such as {names[0]}"
+            )
         logits: list[Tensor] = []
         labels: list[Tensor] = []
         with frozen(self):
