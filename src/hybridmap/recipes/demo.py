@@ -36,9 +36,9 @@ BACKBONE = HybridNet.Config(
 SCALE = (64.0, 64.0)
 """Height of the crops in the pictures: as they are, pixel for pixel."""
 
-TRAIN = BundledPhotos.Config(split="train", per_source=256, scale=SCALE)
+TRAIN = BundledPhotos.Config(split="train", per_source=160, scale=SCALE)
 """Crops that probes learn from, the same in every pass."""
-TEST = BundledPhotos.Config(split="test", per_source=100, scale=SCALE)
+TEST = BundledPhotos.Config(split="test", per_source=80, scale=SCALE)
 """Crops that are asked for: a fixed set."""
 
 
@@ -56,7 +56,7 @@ def demo_pretrain(seed: int = 0) -> Recipe:
         exams={},
         optim=AdamW.Config(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=Cosine.Config(warmup_epochs=0.4, min_lr=0.0),
-        train=TrainConfig(steps=640, batch_size=32, clip=3.0, precision="fp32"),
+        train=TrainConfig(steps=560, batch_size=32, clip=3.0, precision="fp32"),
         seed=seed,
     )
 
@@ -81,7 +81,7 @@ def demo_finetune(seed: int = 0) -> Recipe:
         exams={"test": Accuracy.Config(test=TEST)},
         optim=AdamW.Config(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
         schedule=Cosine.Config(warmup_epochs=0.05, min_lr=0.0),
-        train=TrainConfig(steps=60, batch_size=32, precision="fp32"),
+        train=TrainConfig(steps=45, batch_size=32, precision="fp32"),
         seed=seed,
     )
 
