@@ -103,8 +103,8 @@ class BundledPhotos(Dataset):
         flip: bool = False
         """Mirror half of the crops left to right."""
         contrast: float = 0.25
-        """Standard deviation of every crop, whose mean is 0. Below 1, so that embedded patches do not drown the positions that a
-        network adds to them."""
+        """Standard deviation of every crop, whose mean is 0. Below 1, so that embedded patches do not drown the positions that
+        a network adds to them."""
         mean: tuple[float, ...] = (0.5,)
         """Where zero lies when a crop is shown; the crops themselves are normalised one by one. One number per channel: the
         crops have one channel, or three equal ones for networks that expect colour."""
