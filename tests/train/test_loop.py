@@ -17,7 +17,7 @@ from train_toy import ToyData, ToyExam, ToyLearner, ToyLoader, toy_recipe
 
 from hybridmap.config import from_tree, override
 from hybridmap.errors import UserError
-from hybridmap.train import AdamW, load_run, read_weights, train
+from hybridmap.train import AdamW, Muon, load_run, read_weights, train
 
 
 def run(recipe: Any, out: Path, loader: Any = ToyLoader, **keywords: Any) -> Any:
@@ -50,6 +50,7 @@ VARIANTS = {
     "fp16": {"precision": "fp16"},
     "recomputed": {"checkpoint_activations": True},
     "strict": {"deterministic": True},
+    "muon": {"optim": Muon.Config(lr=1e-2)},
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import nn
 from train_toy import ToyLearner
 
 from hybridmap.errors import UserError
-from hybridmap.train.optim import AdamW, set_lr
+from hybridmap.train.optim import AdamW, Muon, orthogonalise, set_lr
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -139,3 +140,66 @@ def test_a_flag_on_the_device_turns_a_step_into_nothing() -> None:
     optimizer.step()
     assert not parameter.equal(torch.ones(3))
     assert optimizer.state[parameter]["step"] == 1
+
+
+def test_orthogonalised_matrices_keep_their_singular_vectors_and_lose_their_lengths() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 64), (64, 24), (16, 16)):
+        u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        steep = u * torch.logspace(0, -2, min(shape)) @ v
+        found = u.mT @ orthogonalise(steep) @ v.mT
+        assert 0.5 < found.diagonal().min() < found.diagonal().max() < 1.3
+        assert (found - found.diagonal().diag()).abs().max() < 1e-4
+    assert orthogonalise(torch.zeros(3, 5)).count_nonzero() == 0
+
+
+def test_muon_steps_as_torch_does() -> None:
+    """torch's own orthogonalises in bfloat16, hence the tolerance."""
+    torch.manual_seed(0)
+    model = nn.Linear(48, 32, bias=False)
+    theirs = nn.Parameter(model.weight.detach().clone())
+    muon = Muon.Config(lr=0.01, weight_decay=0.1).build()
+    ours = muon.optimizer(model.named_parameters(), muon.rules(model))
+    set_lr(ours, 0.01)
+    expected = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    begin = theirs.detach().clone()
+    for _ in range(3):
+        model.weight.grad = theirs.grad = torch.randn(32, 48)
+        ours.step()
+        expected.step()
+    assert (model.weight - theirs).norm() < 0.02 * (theirs - begin).norm()
+
+
+def test_muon_leaves_what_is_no_matrix_to_adamw() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fc": nn.Linear(8, 4), "conv": nn.Conv1d(4, 4, 3), "norm": nn.LayerNorm(4)})
+    model.table = nn.Parameter(torch.randn(5, 4))
+    twin = copy.deepcopy(model)
+    for network, optim in ((model, Muon.Config(lr=0.01).build()), (twin, AdamW.Config(lr=0.01).build())):
+        optimizer = optim.optimizer(network.named_parameters(), optim.rules(network))
+        set_lr(optimizer, 0.01)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    differing = [name for name, value in model.named_parameters() if not torch.equal(value, twin.get_parameter(name))]
+    assert differing == ["fc.weight"]
+
+
+def test_a_flag_on_the_device_turns_a_step_of_muon_into_nothing() -> None:
+    model = nn.Linear(4, 3)
+    muon = Muon.Config(lr=0.01, matrix_lr=5.0).build()
+    optimizer = muon.optimizer(model.named_parameters(), muon.rules(model))
+    set_lr(optimizer, 0.01)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.05}
+
+    def step(value: float) -> tuple[torch.Tensor, torch.Tensor]:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        optimizer.found_inf = torch.tensor(float(value != value))  # type: ignore[attr-defined]
+        optimizer.step()
+        return model.weight.detach().clone(), optimizer.state[model.weight]["momentum"].clone()
+
+    before, after = step(1.0), step(float("nan"))
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+    assert not torch.equal(step(1.0)[0], after[0])

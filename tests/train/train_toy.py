@@ -13,6 +13,7 @@ from hybridmap import config as configuration
 from hybridmap.config import Config, Configurable, trusted_modules
 from hybridmap.hashing import hash_ints, uniform
 from hybridmap.train import AdamW, Cosine, Recipe, TrainConfig
+from hybridmap.train.optim import Optimizer
 from hybridmap.types import Batch, InitReport, Loss
 
 trusted_modules.add("train_toy")
@@ -163,13 +164,20 @@ class ToyExam(Configurable):
         return {"error": loss, "score": -loss}
 
 
-def toy_recipe(*, learner: Config | None = None, exams: dict[str, Config] | None = None, seed: int = 0, **train: Any) -> Recipe:
+def toy_recipe(
+    *,
+    learner: Config | None = None,
+    exams: dict[str, Config] | None = None,
+    optim: Optimizer.Config | None = None,
+    seed: int = 0,
+    **train: Any,
+) -> Recipe:
     """Ten steps of eight samples; keywords are fields of ``train``."""
     return Recipe(
         learner=learner or ToyLearner.Config(dropout=0.1),
         data=ToyData.Config(),
         exams=exams or {},
-        optim=AdamW.Config(lr=1e-2),
+        optim=optim or AdamW.Config(lr=1e-2),
         schedule=Cosine.Config(warmup_epochs=0.5),
         train=TrainConfig(**({"steps": 10, "batch_size": 8, "checkpoint_every": 4, "tensorboard": False} | train)),
         seed=seed,

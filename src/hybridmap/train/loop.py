@@ -104,13 +104,13 @@ def train(
         steps, epochs = config.length(len(data.dataset))
         resuming = world.on_main(lambda: bool(run.checkpoints.paths()))
         learner = _learner(recipe, fresh=not resuming).to(world.device)
-        adamw = recipe.optim.build()
-        rules = adamw.rules(learner)  # read off the parameters before sharding replaces them
+        optim = recipe.optim.build()
+        rules = optim.rules(learner)  # read off the parameters before sharding replaces them
         model = world.wrap(learner, config.parallel)
-        optimizer = adamw.optimizer(learner.named_parameters(), rules)
+        optimizer = optim.optimizer(learner.named_parameters(), rules)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
-        schedule, highest_lr = recipe.schedule.build(), adamw.lr(config.batch_size)
+        schedule, highest_lr = recipe.schedule.build(), optim.lr(config.batch_size)
         state = TrainState(learner, optimizer, scaler, begin_average(learner) if config.ema else None)
 
         def forward(model: nn.Module, batch: Batch, step: int, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -386,8 +386,8 @@ def _finished(recipe: Recipe, run: RunDirectory, world: World) -> TrainState:
     learner = recipe.learner.build()
     learner.load_state_dict(weights)
     learner.to(world.device)
-    adamw = recipe.optim.build()
-    optimizer = adamw.optimizer(learner.named_parameters(), adamw.rules(learner))
+    optim = recipe.optim.build()
+    optimizer = optim.optimizer(learner.named_parameters(), optim.rules(learner))
     ending = run.read_json("summary.json")
     return TrainState(
         learner,

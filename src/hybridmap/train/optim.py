@@ -1,4 +1,4 @@
-"""AdamW, with its parameter groups read off the parameters themselves.
+"""Optimisers, with their parameter groups read off the parameters themselves.
 
 Whether a parameter is decayed was said where it was born (marks ``no_weight_decay`` and ``ssm_state``); 1-D parameters and
 biases never are. How deep it lies, for layer-wise rates, is what ``learner.layer_ids()`` says. Both are read before the model
@@ -7,15 +7,19 @@ is wrapped or sharded, and kept by name.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hybridmap import config as configuration
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
+from hybridmap.train.distributed import like, whole
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,15 @@ class Rule:
     """Factor on the learning rate."""
     weight_decay: float
     """Decoupled decay."""
+    matrix: bool = False
+    """Whether it is a weight matrix between two hidden spaces, which :class:`Muon` treats as a whole."""
 
 
-class AdamW(Configurable):
-    """Adam with decoupled weight decay (arXiv:1711.05101), in torch's fused form.
+class Optimizer(Configurable):
+    """Abstract: the learning rate, the rule of every parameter, and the groups that follow from the rules.
 
-    The fused form takes a flag on the device that turns a step into nothing (``found_inf``): that is how a non-finite step is
-    skipped without asking the device about it.
+    What :meth:`optimizer` makes takes a flag on the device that turns a step into nothing (``found_inf``): that is how a
+    non-finite step is skipped without asking the device about it.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ class AdamW(Configurable):
             name: Rule(
                 lr_scale=1.0 if c.layer_decay is None else c.layer_decay ** (last - ids.get(name, last)),
                 weight_decay=c.weight_decay if self._is_decayed(name, parameter) else 0.0,
+                matrix=self._is_matrix(name, parameter),
             )
             for name, parameter in learner.named_parameters()
             if parameter.requires_grad
@@ -105,23 +112,129 @@ class AdamW(Configurable):
             return False
         return self.config.decay_ssm_state or not getattr(parameter, "ssm_state", False)
 
-    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.AdamW:
-        """The optimiser over named parameters, one group per rule; a group keeps its ``lr_scale`` and its ``names``.
+    @staticmethod
+    def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+        """Two axes, and no table of positions, tokens or states, whose rows are looked up and not multiplied."""
+        marked = getattr(parameter, "no_weight_decay", False) or getattr(parameter, "ssm_state", False)
+        return parameter.ndim == 2 and name.endswith("weight") and not marked
+
+    def groups(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> list[dict[str, Any]]:
+        """Named parameters, one group per rule; a group keeps its ``lr_scale``, its ``matrix`` and its ``names``.
 
         Raises:
             UserError: if no parameter has a rule.
         """
-        groups: dict[Rule, dict] = {}
+        groups: dict[Rule, dict[str, Any]] = {}
         for name, parameter in parameters:
             if name in rules:
-                rule = rules[name]
-                empty = {"params": [], "names": [], "lr_scale": rule.lr_scale, "weight_decay": rule.weight_decay}
-                group = groups.setdefault(rule, empty)
+                group = groups.setdefault(rules[name], {"params": [], "names": []} | asdict(rules[name]))
                 group["params"].append(parameter)
                 group["names"].append(name)
         if not groups:
             raise UserError("the learner has no parameter to train")
-        return torch.optim.AdamW(list(groups.values()), lr=0.0, betas=self.config.betas, eps=self.config.eps, fused=True)
+        return list(groups.values())
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.Optimizer:
+        """The optimiser over named parameters; its groups are those of :meth:`groups`."""
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, in torch's fused form. Source: arXiv:1711.05101."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Optimizer.Config):
+        """Nothing beyond what all have."""
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self.groups(parameters, rules), lr=0.0, betas=self.config.betas, eps=self.config.eps, fused=True
+        )
+
+
+class Muon(Optimizer):
+    """The momentum of every hidden matrix, orthogonalised; AdamW for all other parameters.
+
+        m = momentum m + (1 - momentum) g        u = (1 - momentum) g + momentum m
+        W = (1 - lr decay) W - 0.2 lr sqrt(max(rows, columns)) U V',    u = U S V'
+
+    An update in which all directions are equally long learns rare directions as fast as frequent ones. That matters where the
+    inputs are pixels, whose spectrum is steep, and the steps are few. The factor makes an update as large as AdamW's.
+    Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the factor is arXiv:2502.16982's.
+    Differs from source: orthogonalised in float32 on every device, since bfloat16 products are slow on most CPUs.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Optimizer.Config):
+        momentum: float = 0.95
+        """Decay rate of the running average of a matrix's gradient."""
+        matrix_lr: float = 1.0
+        """Learning rate of the matrices over that of the other parameters."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.momentum < 1:
+                raise UserError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
+            if self.matrix_lr <= 0:
+                raise UserError(f"optim.matrix_lr must be more than 0, got {self.matrix_lr}")
+
+    config: Muon.Config
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.Optimizer:
+        groups = self.groups(parameters, rules)
+        for group in groups:
+            group["lr_scale"] *= self.config.matrix_lr if group["matrix"] else 1.0
+        return _MuonBesideAdamW(groups, self.config)
+
+
+class _MuonBesideAdamW(torch.optim.Optimizer):
+    """One optimiser to the outside; groups and state are shared with the AdamW that steps what is no matrix."""
+
+    def __init__(self, groups: list[dict[str, Any]], config: Muon.Config) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": config.betas, "eps": config.eps})
+        self.momentum = config.momentum
+        others = [group for group in self.param_groups if not group["matrix"]]
+        self.adamw = torch.optim.AdamW(others, lr=0.0, fused=True) if others else None
+        if self.adamw is not None:
+            self.adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        bad = getattr(self, "found_inf", None)
+        if self.adamw is not None:
+            self.adamw.found_inf = bad  # type: ignore[attr-defined]
+            self.adamw.step()
+        for group in self.param_groups:
+            for parameter in group["params"] if group["matrix"] else ():
+                if parameter.grad is not None:
+                    self._step_matrix(parameter, group["lr"], group["weight_decay"], bad)
+
+    def _step_matrix(self, parameter: nn.Parameter, lr: float, weight_decay: float, bad: Tensor | None) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        before = state["momentum"] if state else torch.zeros_like(parameter)
+        average = before.lerp(gradient, 1 - self.momentum)
+        update = like(parameter, orthogonalise(whole(gradient.lerp(average, self.momentum))))
+        size = 0.2 * lr * max(parameter.shape) ** 0.5
+        after = parameter.mul(1 - lr * weight_decay).add_(update, alpha=-size)
+        state["momentum"] = average if bad is None else torch.where(bad.bool(), before, average)
+        parameter.copy_(after if bad is None else torch.where(bad.bool(), parameter, after))
+
+
+def orthogonalise(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
+    """Nearly U V' where the matrix is U S V': singular values between about 0.7 and 1.2, in float32.
+
+    The Newton-Schulz iteration X = a X + (b X X' + c (X X')^2) X, whose coefficients trade accuracy for speed.
+    Source: Keller Jordan, "Muon", 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.float()
+    wide = x if x.shape[0] <= x.shape[1] else x.mT
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        square = wide @ wide.mT
+        wide = torch.addmm(wide, torch.addmm(square, square, square, beta=b, alpha=c), wide, beta=a)
+    return (wide if x.shape[0] <= x.shape[1] else wide.mT).to(matrix.dtype)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hybridmap.config import Config
 from hybridmap.errors import UserError
-from hybridmap.train.optim import AdamW
+from hybridmap.train.optim import AdamW, Optimizer
 from hybridmap.train.schedule import Cosine
 
 
@@ -91,7 +91,7 @@ class Recipe(Config):
     """The data set."""
     exams: dict[str, Config] = field(default_factory=dict)
     """Named evaluations; each builds something that is called with (learner, device) and returns numbers by name."""
-    optim: AdamW.Config = field(default_factory=AdamW.Config)
+    optim: Optimizer.Config = field(default_factory=AdamW.Config)
     """The optimiser."""
     schedule: Cosine.Config = field(default_factory=Cosine.Config)
     """The learning rate over time."""
