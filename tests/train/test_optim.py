@@ -185,6 +185,19 @@ def test_muon_leaves_what_is_no_matrix_to_adamw() -> None:
     assert differing == ["fc.weight"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"momentum": 1.0}, r"optim\.momentum must lie in \[0, 1\), got 1.0"),
+        ({"matrix_lr": 0.0}, r"optim\.matrix_lr must be more than 0, got 0.0"),
+        ({"lr": -1.0}, "learning rate must be 0 or more, got -1.0"),
+    ],
+)
+def test_impossible_settings_of_muon_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Muon.Config(**fields)
+
+
 def test_a_flag_on_the_device_turns_a_step_of_muon_into_nothing() -> None:
     model = nn.Linear(4, 3)
     muon = Muon.Config(lr=0.01, matrix_lr=5.0).build()

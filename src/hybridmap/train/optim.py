@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Rule:
     weight_decay: float
     """Decoupled decay."""
     matrix: bool = False
-    """Whether it is a weight matrix between two hidden spaces, which :class:`Muon` treats as a whole."""
+    """Whether it is a weight matrix that :class:`Muon` treats as a whole."""
 
 
 class Optimizer(Configurable):
@@ -101,7 +101,6 @@ class Optimizer(Configurable):
             name: Rule(
                 lr_scale=1.0 if c.layer_decay is None else c.layer_decay ** (last - ids.get(name, last)),
                 weight_decay=c.weight_decay if self._is_decayed(name, parameter) else 0.0,
-                matrix=self._is_matrix(name, parameter),
             )
             for name, parameter in learner.named_parameters()
             if parameter.requires_grad
@@ -111,12 +110,6 @@ class Optimizer(Configurable):
         if parameter.ndim <= 1 or name.endswith(".bias") or getattr(parameter, "no_weight_decay", False):
             return False
         return self.config.decay_ssm_state or not getattr(parameter, "ssm_state", False)
-
-    @staticmethod
-    def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-        """Two axes, and no table of positions, tokens or states, whose rows are looked up and not multiplied."""
-        marked = getattr(parameter, "no_weight_decay", False) or getattr(parameter, "ssm_state", False)
-        return parameter.ndim == 2 and name.endswith("weight") and not marked
 
     def groups(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> list[dict[str, Any]]:
         """Named parameters, one group per rule; a group keeps its ``lr_scale``, its ``matrix`` and its ``names``.
@@ -153,7 +146,7 @@ class AdamW(Optimizer):
 
 
 class Muon(Optimizer):
-    """The momentum of every hidden matrix, orthogonalised; AdamW for all other parameters.
+    """The momentum of every linear map's matrix, orthogonalised; AdamW for all other parameters, convolutions included.
 
         m = momentum m + (1 - momentum) g        u = (1 - momentum) g + momentum m
         W = (1 - lr decay) W - 0.2 lr sqrt(max(rows, columns)) U V',    u = U S V'
@@ -161,7 +154,8 @@ class Muon(Optimizer):
     An update in which all directions are equally long learns rare directions as fast as frequent ones. That matters where the
     inputs are pixels, whose spectrum is steep, and the steps are few. The factor makes an update as large as AdamW's.
     Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024; the factor is arXiv:2502.16982's.
-    Differs from source: orthogonalised in float32 on every device, since bfloat16 products are slow on most CPUs.
+    Differs from source: the first and the last linear map are not left to AdamW; and the iteration runs in float32 on every
+    device, since bfloat16 products are slow on many CPUs, which is also why this is not ``torch.optim.Muon``.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -180,11 +174,20 @@ class Muon(Optimizer):
 
     config: Muon.Config
 
+    def rules(self, learner: nn.Module) -> dict[str, Rule]:
+        parameters = dict(learner.named_parameters())
+
+        def rule_of(name: str, rule: Rule) -> Rule:
+            parameter = parameters[name]
+            marked = getattr(parameter, "no_weight_decay", False) or getattr(parameter, "ssm_state", False)
+            if parameter.ndim != 2 or not name.endswith("weight") or marked:
+                return rule
+            return replace(rule, matrix=True, lr_scale=rule.lr_scale * self.config.matrix_lr)
+
+        return {name: rule_of(name, rule) for name, rule in super().rules(learner).items()}
+
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.Optimizer:
-        groups = self.groups(parameters, rules)
-        for group in groups:
-            group["lr_scale"] *= self.config.matrix_lr if group["matrix"] else 1.0
-        return _MuonBesideAdamW(groups, self.config)
+        return _MuonBesideAdamW(self.groups(parameters, rules), self.config)
 
 
 class _MuonBesideAdamW(torch.optim.Optimizer):
