@@ -14,7 +14,7 @@ from hybridmap.ops import causal_conv1d, causal_conv1d_fn, use_backend
 from hybridmap.ops.causal_conv1d import cpu
 from hybridmap.ops.check import ACTIVATION_GRADIENT, OUTPUT, PARAMETER_GRADIENT
 
-BACKENDS = ["reference", "cpu"]
+BACKENDS = ["reference", "torch", "cpu"]
 
 
 def problem(batch=2, length=9, channels=6, width=4, *, bias=True, dtype=torch.float64, device="cpu") -> list[Tensor | None]:

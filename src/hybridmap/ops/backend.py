@@ -1,7 +1,8 @@
 """Which implementation of an operator runs, and how to demand another one.
 
 ``reference`` is the defining formula, differentiated by autograd; ``torch`` is plain PyTorch with a hand-written backward
-pass, which runs on every device and needs no compiler. Nothing falls back silently: a backend that was asked for and cannot
+pass, which runs on every device and needs no compiler; ``prebuilt`` and ``jit`` are the compiled kernel for CPUs
+(``hybridmap.ops.native``), as shipped or as built here. Nothing falls back silently: a backend that was asked for and cannot
 run is an error that names what is missing.
 """
 
@@ -14,21 +15,25 @@ from typing import Literal
 import torch
 
 from hybridmap.errors import UserError
+from hybridmap.ops import native
 
-Backend = Literal["reference", "cpu", "gpu"]
-BACKENDS = ("reference", "cpu", "gpu")
+Backend = Literal["reference", "torch", "cpu", "gpu"]
+BACKENDS = ("reference", "torch", "cpu", "gpu")
 CPU_KERNELS = ("prebuilt", "jit", "torch")
 """What HYBRIDMAP_CPU_KERNEL may demand."""
-OPERATORS = ("selective_scan", "bidirectional_scan", "causal_conv1d", "add_norm")
+COMPILED = ("selective_scan", "bidirectional_scan", "causal_conv1d")
+"""The operators that the compiled kernel has."""
+OPERATORS = (*COMPILED, "add_norm")
 
 _demanded_cpu_kernel: str | None = os.environ.get("HYBRIDMAP_CPU_KERNEL")
 _forced: str | None = None
 
 
 class use_backend:
-    """Let every operator take one backend from here on, or inside a ``with`` block: "reference", "cpu", "gpu", or None.
+    """Let every operator take one backend from here on, or inside a ``with`` block.
 
-    None returns to the ordinary choice, which follows the device of the tensors.
+    "reference" is the formula; "torch" plain PyTorch on any device; "cpu" insists on tensors on the CPU and takes the compiled
+    kernel where there is one; "gpu" is to come. None returns to the ordinary choice, which follows the device of the tensors.
     """
 
     def __init__(self, name: Backend | None) -> None:
@@ -52,7 +57,7 @@ class use_backend:
 
 
 def active(op: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
-    """Return the implementation that ``op`` runs on tensors of this device and dtype: "reference" or "torch"."""
+    """What ``op`` runs on tensors of this device and dtype: "reference", "torch", "prebuilt" or "jit"."""
     return _choose(op, torch.device(device).type, dtype)[0]
 
 
@@ -66,28 +71,50 @@ def show_config() -> dict[str, dict[str, str]]:
     return {op: {device: ": ".join(_choose(op, device, torch.float32)) for device in devices} for op in OPERATORS}
 
 
+def by_reference(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether the formula itself runs, differentiated by autograd. Cheap, and safe to trace: no kernel is looked for."""
+    return _why_reference(torch.device(device).type, dtype) is not None
+
+
+def _why_reference(device_type: str, dtype: torch.dtype) -> str | None:
+    if _forced == "reference":
+        return 'demanded by use_backend("reference")'
+    if dtype == torch.float64:
+        return "float64 always takes the reference"
+    if _forced == "cpu" and device_type != "cpu":
+        raise UserError(f'use_backend("cpu") expects tensors on the CPU, but one is on "{device_type}"; try use_backend(None).')
+    return None
+
+
 def _choose(op: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     if op not in OPERATORS:
         raise UserError(f'An operator is one of {", ".join(OPERATORS)}, but "{op}" came; check the spelling.')
-    if _forced == "reference":
-        return "reference", 'demanded by use_backend("reference")'
-    if dtype == torch.float64:
-        return "reference", "float64 always takes the reference"
-    if _forced == "cpu" and device_type != "cpu":
-        raise UserError(f'use_backend("cpu") expects tensors on the CPU, but one is on "{device_type}"; try use_backend(None).')
+    why = _why_reference(device_type, dtype)
+    if why is not None:
+        return "reference", why
     if device_type != "cpu":
         return "torch", "plain PyTorch, since this version has no kernel for this device"
-    if _demanded_cpu_kernel is None:
-        return "torch", "plain PyTorch, since this version ships no compiled kernel"
-    if _demanded_cpu_kernel not in CPU_KERNELS:
+    if _forced == "torch":
+        return "torch", 'plain PyTorch, demanded by use_backend("torch")'
+    demanded = _demanded_cpu_kernel
+    if demanded is not None and demanded not in CPU_KERNELS:
         raise UserError(
             f"HYBRIDMAP_CPU_KERNEL expects one of {', '.join(CPU_KERNELS)}, but is set to "
-            f'"{_demanded_cpu_kernel}"; unset it or try "torch".'
+            f'"{demanded}"; unset it or try "torch".'
         )
-    if _demanded_cpu_kernel != "torch":
-        missing = "a library built for this platform" if _demanded_cpu_kernel == "prebuilt" else "the source of the kernel"
-        raise UserError(
-            f"HYBRIDMAP_CPU_KERNEL={_demanded_cpu_kernel} was demanded, but {missing} is not part of this version; "
-            'unset it or try "torch".'
-        )
-    return "torch", "plain PyTorch, demanded by HYBRIDMAP_CPU_KERNEL"
+    if demanded == "torch":
+        return "torch", "plain PyTorch, demanded by HYBRIDMAP_CPU_KERNEL"
+    if op not in COMPILED:
+        return "torch", "plain PyTorch, since the compiled kernel does not have this operator"
+    try:
+        found = native.library(demanded)
+    except native.Absent as reason:
+        if demanded is None:
+            return "torch", f"plain PyTorch, since {reason}"
+        raise UserError(f'HYBRIDMAP_CPU_KERNEL={demanded} was demanded, but {reason}; unset it or try "torch".') from None
+    return found.origin, found.said
+
+
+def compiled(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the compiled kernel runs ``op``."""
+    return active(op, device, dtype) in ("prebuilt", "jit")

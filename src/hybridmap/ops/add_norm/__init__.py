@@ -45,7 +45,7 @@ def add_norm(
         )
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
-    if torch.compiler.is_compiling() or backend.active("add_norm", x.device, x.dtype) == "reference":
+    if torch.compiler.is_compiling() or backend.by_reference(x.device, x.dtype):
         return reference.add_norm(x, residual, weight, bias, eps=eps, kind=kind, residual_in_fp32=residual_in_fp32)
     normed, summed, _, _ = _add_norm(x, residual, weight, bias, eps, kind, residual_in_fp32)
     return normed, summed

@@ -7,12 +7,13 @@ Channels-last, (batch, L, E); only the last stride should be 1. With ``reverse``
 ``x_{t+(W-1)-j}``, zeros after the last token. x and out share one dtype; w and b are float32, and so are the sums and the
 gradients of w and b. The backward pass recomputes u. Source: Mamba (arXiv:2312.00752), figure 3.
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation behind the operators registered here,
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one,
 ``README.md`` the derivation of the backward pass.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
-from hybridmap.ops.causal_conv1d import cpu, reference
+from hybridmap.ops.causal_conv1d import cpu, native, reference
 
 
 def causal_conv1d(
@@ -40,7 +41,7 @@ def causal_conv1d(
         )
     wide = torch.promote_types(x.dtype, torch.float32)
     w, b = w.to(wide), None if b is None else b.to(wide)
-    if backend.active("causal_conv1d", x.device, x.dtype) == "reference":
+    if backend.by_reference(x.device, x.dtype):
         return reference.causal_conv1d(x, w, b, silu=silu, reverse=reverse)
     return _causal_conv1d(x, w, b, silu, reverse)
 
@@ -60,13 +61,17 @@ def causal_conv1d_fn(
     return causal_conv1d(x.mT, weight, bias, silu=activation is not None).mT.contiguous()
 
 
+def _performer(x: Tensor) -> ModuleType:
+    return native if backend.compiled("causal_conv1d", x.device, x.dtype) else cpu
+
+
 @torch.library.custom_op(
     "hybridmap::causal_conv1d",
     mutates_args=(),
     schema="(Tensor x, Tensor w, Tensor? b, bool silu, bool reverse) -> Tensor",
 )
 def _causal_conv1d(x, w, b, silu, reverse):
-    return cpu.forward(x, w, b, silu, reverse)
+    return _performer(x).forward(x, w, b, silu, reverse)
 
 
 @_causal_conv1d.register_fake
@@ -80,7 +85,7 @@ def _(x, w, b, silu, reverse):
     schema="(Tensor dout, Tensor x, Tensor w, Tensor? b, bool silu, bool reverse) -> (Tensor dx, Tensor dw, Tensor db)",
 )
 def _causal_conv1d_bwd(dout, x, w, b, silu, reverse):
-    return cpu.backward(dout, x, w, b, silu, reverse)
+    return _performer(x).backward(dout, x, w, b, silu, reverse)
 
 
 @_causal_conv1d_bwd.register_fake

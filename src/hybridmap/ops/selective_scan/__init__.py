@@ -9,7 +9,7 @@ produce and consume, so nothing is transposed; only the last stride should be 1,
 welcome. x, dt, z, B and C share one dtype, in which ``out`` returns; A, D, bias, the state, all exponentials, sums and
 parameters' gradients are float32. ``dt`` comes raw, before bias and softplus. Source: Mamba (arXiv:2312.00752).
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation behind the operators registered here,
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one,
 ``README.md`` the derivation of the backward pass. The operators are functional and have no optional results: where
 there is nothing to return (no z, no checkpoint), a tensor of no elements comes back.
 """
@@ -17,6 +17,7 @@ there is nothing to return (no z, no checkpoint), a tensor of no elements comes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Literal, overload
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
-from hybridmap.ops.selective_scan import cpu, reference
+from hybridmap.ops.selective_scan import cpu, native, reference
 from hybridmap.ops.selective_scan.reference import Direction
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,7 +91,7 @@ def selective_scan(
     """
     direction = _parameters_wide(Direction(x, dt, A, B, C, D, bias))
     _check(direction, z, h0)
-    if backend.active("selective_scan", x.device, x.dtype) == "reference":
+    if backend.by_reference(x.device, x.dtype):
         x, dt, A, B, C, D, bias = direction
         out, last = reference.selective_scan(
             x, dt, A, B, C, D=D, z=z, bias=bias, h0=h0, softplus=softplus, reverse=reverse, out_scale=out_scale
@@ -127,7 +128,7 @@ def bidirectional_scan(
             f"{tuple(first.A.shape)} and {tuple(second.x.shape)} {second.x.dtype} with {tuple(second.A.shape)} came; "
             "try two calls of selective_scan."
         )
-    if backend.active("bidirectional_scan", first.x.device, first.x.dtype) == "reference":
+    if backend.by_reference(first.x.device, first.x.dtype):
         return reference.bidirectional_scan(first, second, z, softplus=softplus, scale=scale)
     out, _ = _bidirectional_scan(*first, *second, z, softplus, scale, _keeps_states(*first, *second, z))
     return out
@@ -288,6 +289,11 @@ def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
         raise UserError(f"The scan expects float32, bfloat16, float16 or float64, but x is {x.dtype}; cast it to float32.")
 
 
+def _performer(x: Tensor) -> ModuleType:
+    """Who computes: both keep the same states, so that either may take the backward pass."""
+    return native if backend.compiled("selective_scan", x.device, x.dtype) else cpu
+
+
 # The operators. ``ckpt`` holds the state before every CHUNK tokens, (chunks, batch, S, E), with a leading axis of the two
 # directions after the first for the bidirectional scan; it is empty without ``save_ckpt``.
 
@@ -302,7 +308,7 @@ _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
 )
 def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     start = None if h0 is None else h0.unsqueeze(0)
-    out, last, kept = cpu.forward(
+    out, last, kept = _performer(x).forward(
         [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=save_ckpt, end=True
     )
     assert last is not None
@@ -326,7 +332,7 @@ def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
 )
 def _selective_scan_bwd(dout, dlast_state, ckpt, x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale):
     after, start = (None if h is None else h.unsqueeze(0) for h in (dlast_state, h0))
-    (d,), dz, dh0 = cpu.backward(
+    (d,), dz, dh0 = _performer(x).backward(
         dout,
         after,
         ckpt.unsqueeze(1) if ckpt.numel() else None,
@@ -375,7 +381,7 @@ _PAIR_INPUTS = ", ".join(
 )
 def _bidirectional_scan(*args):
     *tensors, z, softplus, out_scale, save_ckpt = args
-    out, _, kept = cpu.forward(
+    out, _, kept = _performer(tensors[0]).forward(
         [Direction(*tensors[:7]), Direction(*tensors[7:])],
         [False, True],
         z,
@@ -406,7 +412,9 @@ def _bidirectional_scan_bwd(*args):
     dout, ckpt, *tensors, z, softplus, out_scale = args
     directions = [Direction(*tensors[:7]), Direction(*tensors[7:])]
     kept = ckpt if ckpt.numel() else None
-    gradients, dz, _ = cpu.backward(dout, None, kept, directions, [False, True], z, None, softplus=softplus, scale=out_scale)
+    gradients, dz, _ = _performer(dout).backward(
+        dout, None, kept, directions, [False, True], z, None, softplus=softplus, scale=out_scale
+    )
     return tuple(dout.new_empty(0) if v is None else v for v in (*gradients[0], *gradients[1], dz))
 
 

@@ -1,0 +1,535 @@
+// The selective scan and the causal convolution for CPUs, forward and backward, behind a plain C ABI.
+//
+// One vector holds W neighbouring channels; the N states of a channel are N vectors. So nothing is summed across a vector but
+// dB and dC, and any N works. Channels that do not fill a vector go through the same code with partial loads (Full = false).
+//
+//     task = (slot: a range of samples, strip: a range of channels)          tasks run in parallel
+//       for each sample, for each direction:
+//         for each chunk of T tokens, in scan order (backward: from the last chunk):
+//           for each block of W channels:
+//             pass 1   delta, delta x, D x                 long-latency maths, pipelined over tokens
+//             pass 2   the recurrence, G states at a time  in registers; backward: recomputed, then swept back
+//             pass 3   add directions, gate, scale, store
+//
+// Slots and strips depend on the shape alone, and every sum has a fixed order: results are the same bits for any number of
+// threads. Sums over tasks are left to the caller, which gets one partial result per slot (dA, dD, dbias, dw, db) or per
+// strip (dB, dC). No OpenMP, no libstdc++, no pool of its own: the caller hands the *_range functions to its thread pool.
+//
+// Built once per instruction set with W = its floats per register. Without -ffast-math: NaN and infinity must get through.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef W
+#define W 4
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float V __attribute__((vector_size(W * 4)));
+typedef int32_t VI __attribute__((vector_size(W * 4)));
+typedef uint32_t VU __attribute__((vector_size(W * 4)));
+typedef uint16_t VH __attribute__((vector_size(W * 2)));
+
+constexpr int T = 16;                 // tokens per chunk: between two kept states
+constexpr int G = W == 16 ? 4 : 2;    // states at a time: what the registers hold
+constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
+
+// ---------------------------------------------------------------- numbers
+
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+
+template <class To, class From> INLINE To bits_of(From from) { To to; memcpy(&to, &from, sizeof to); return to; }
+
+INLINE V splat(float a) { return a - V{}; }
+
+INLINE V widen(V v, float) { return v; }
+INLINE V widen(VH h, bf16) { return bits_of<V>(__builtin_convertvector(h, VU) << 16); }
+INLINE V widen(VH h, fp16) {
+    VU u = __builtin_convertvector(h, VU), size = (u & 0x7fffu) << 13;
+    VU finite = bits_of<VU>(bits_of<V>(size) * 0x1p112f);              // exact, subnormal numbers included
+    VU special = bits_of<VU>((u & 0x7c00u) == 0x7c00u);               // infinity and NaN
+    return bits_of<V>((special & (size | 0x7f800000u)) | (~special & finite) | ((u & 0x8000u) << 16));
+}
+
+INLINE V narrow(V v, float) { return v; }
+INLINE VH narrow(V v, bf16) {
+    VU u = bits_of<VU>(v), nan = bits_of<VU>(v != v);
+    VU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return __builtin_convertvector((nan & ((u >> 16) | 0x40u)) | (~nan & rounded), VH);
+}
+INLINE VH narrow(V v, fp16) {                                          // round to nearest even
+    VU u = bits_of<VU>(v), sign = u & 0x80000000u, size = u ^ sign;
+    VU nan = bits_of<VU>(size > 0x7f800000u), large = bits_of<VU>(size >= 0x47800000u), small = bits_of<VU>(size < 0x38800000u);
+    VU subnormal = bits_of<VU>(bits_of<V>(size) + 0.5f) - 0x3f000000u;  // the addition shifts and rounds
+    VU normal = (size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13;
+    VU half = (small & subnormal) | (~small & normal);
+    half = (large & 0x7c00u) | (~large & half);
+    half = (nan & 0x7e00u) | (~nan & half);
+    return __builtin_convertvector(half | (sign >> 16), VH);
+}
+
+template <class S> struct Packed { typedef VH type; };
+template <> struct Packed<float> { typedef V type; };
+
+// k: the channels of this block, W if Full
+template <bool Full, class S> INLINE V load(const S* p, int k) {
+    typename Packed<S>::type v = {};
+    if (Full) memcpy(&v, p, sizeof v);
+    else memcpy(&v, p, k * sizeof(S));
+    return widen(v, S{});
+}
+template <bool Full, class S> INLINE void store(S* p, V value, int k) {
+    auto v = narrow(value, S{});
+    if (Full) memcpy(p, &v, sizeof v);
+    else memcpy(p, &v, k * sizeof(S));
+}
+INLINE V get(const float* p) { return load<true>(p, W); }
+INLINE void put(float* p, V v) { store<true>(p, v, W); }
+
+INLINE float one(const float* p) { return *p; }
+template <class S> INLINE float one(const S* p) { VH h = {}; h[0] = p->bits; return widen(h, S{})[0]; }
+
+INLINE float sum(V v) { float s = 0; for (int k = 0; k < W; k++) s += v[k]; return s; }
+
+INLINE V magnitude(V x) { return bits_of<V>(bits_of<VU>(x) & 0x7fffffffu); }
+
+// 2^x to 1.3e-7, exactly 0 from about -126.5 down and infinity from about 127.5 up; the product lets NaN through. The
+// polynomial is the one of degree 5 through 1 with the least largest relative error on [-1/2, 1/2], 9e-8 (found by Lawson's
+// iteration).
+INLINE V exp2v(V x) {
+    x = x < -127.0f ? splat(-127.0f) : x;
+    x = x > 128.0f ? splat(128.0f) : x;
+    V shifted = x + 12582912.0f;                                       // 1.5 * 2^23: the integer is in the low bits
+    V r = x - (shifted - 12582912.0f);                                 // [-1/2, 1/2]
+    VI exponent = (bits_of<VI>(shifted) << 23) + (127 << 23);
+    V p = r * 1.326472720e-03f + 9.671512640e-03f;
+    p = p * r + 5.550733743e-02f;
+    p = p * r + 2.402224209e-01f;
+    p = p * r + 6.931469776e-01f;
+    p = p * r + 1.0f;
+    return p * bits_of<V>(exponent);
+}
+
+INLINE V sigmoid(V x) {
+    V u = exp2v(magnitude(x) * -LOG2E), inverse = 1.0f / (1.0f + u);
+    return x < 0.0f ? u * inverse : inverse;
+}
+
+// max(x, 0) + log1p(exp(-|x|)), relatively exact for very negative x; slope is its derivative, the sigmoid
+INLINE V softplus(V x, V& slope) {
+    V u = exp2v(magnitude(x) * -LOG2E), inverse = 1.0f / (1.0f + u);
+    slope = x < 0.0f ? u * inverse : inverse;
+    V s = u / (2.0f + u), q = s * s;                                   // log1p(u) = 2 artanh(s), s in [0, 1/3]
+    V p = q * (1.0f / 13) + (1.0f / 11);
+    p = p * q + (1.0f / 9);
+    p = p * q + (1.0f / 7);
+    p = p * q + (1.0f / 5);
+    p = p * q + (1.0f / 3);
+    p = p * q + 1.0f;
+    return (x > 0.0f ? x : V{}) + 2.0f * s * p;
+}
+
+// ---------------------------------------------------------------- selective scan
+
+// Last strides are 1; *_b and *_t are the strides of samples and tokens, in elements.
+struct Direction {
+    const void *x, *dt, *B, *C;                                        // (batch, L, E) and (batch, L, N)
+    const float *A, *D, *bias;                                         // (N, E) times log2(e); (E) or null
+    const float* start;                                                // (batch, N, E) or null: the state before the scan
+    float* last;                                                       // (batch, N, E) or null: the state after it
+    void *dx, *ddt;                                                    // (batch, L, E), contiguous
+    float *dB, *dC;                                                    // (strips, batch, L, N)
+    float *dA, *dD, *dbias;                                            // (slots, N, E), (slots, E), (slots, E)
+    const float* dlast;                                                // (batch, N, E) or null
+    float* dstart;                                                     // (batch, N, E) or null
+    int64_t x_b, x_t, dt_b, dt_t, B_b, B_t, C_b, C_t, reverse;
+};
+
+struct Scan {
+    int64_t batch, length, channels, states, directions, softplus, dtype;   // dtype: 0 float32, 1 bfloat16, 2 float16
+    int64_t slots, strips, strip;                                      // strip: channels per strip, a multiple of W
+    const void *z, *dout;                                              // (batch, L, E); z may be null
+    void *out, *dz;                                                    // (batch, L, E), contiguous
+    float* kept;                                                       // (chunks, directions, batch, N, E) or null
+    int64_t z_b, z_t, dout_b, dout_t;
+    double scale;
+    int64_t failed;                                                    // set when memory ran out
+    Direction direction[2];
+};
+
+// What one (sample, direction, chunk) is about.
+template <class S> struct Chunk {
+    const Scan& scan;
+    const Direction& d;
+    int64_t b, first;                                                  // sample; first token, counted in scan order
+    int m, which;                                                      // tokens of this chunk; number of the direction
+    const float *B, *C;                                                // (m, N), in scan order
+    float* others;                                                     // (L, strip): y of the direction before
+    int64_t c0;                                                        // first channel of the strip
+
+    int64_t token(int j) const { int64_t i = first + j; return d.reverse ? scan.length - 1 - i : i; }
+    const S* x(int64_t t, int64_t c) const { return (const S*)d.x + b * d.x_b + t * d.x_t + c; }
+    const S* dt(int64_t t, int64_t c) const { return (const S*)d.dt + b * d.dt_b + t * d.dt_t + c; }
+    const S* z(int64_t t, int64_t c) const { return (const S*)scan.z + b * scan.z_b + t * scan.z_t + c; }
+    const S* dout(int64_t t, int64_t c) const { return (const S*)scan.dout + b * scan.dout_b + t * scan.dout_t + c; }
+    int64_t at(int64_t t, int64_t c) const { return (b * scan.length + t) * scan.channels + c; }
+    float* other(int64_t t, int64_t c) const { return others + t * scan.strip + c - c0; }
+    float* kept(int64_t c) const {
+        return scan.kept + (((first / T) * scan.directions + which) * scan.batch + b) * scan.states * scan.channels + c;
+    }
+    bool last_direction() const { return which == scan.directions - 1; }
+};
+
+// The recurrence of states n .. n + K - 1 over a chunk; h: (N, W).
+template <int K, bool Full, class S>
+INLINE void run_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
+    const int64_t N = u.scan.states, E = u.scan.channels;
+    V A[K], s[K];
+    for (int i = 0; i < K; i++) A[i] = load<Full>(u.d.A + (n + i) * E + c, k), s[i] = get(h + (n + i) * W);
+    for (int j = 0; j < u.m; j++) {
+        V sum = y[j];
+        for (int i = 0; i < K; i++) {
+            s[i] = exp2v(delta[j] * A[i]) * s[i] + dx[j] * u.B[j * N + n + i];
+            sum += s[i] * u.C[j * N + n + i];
+        }
+        y[j] = sum;
+    }
+    for (int i = 0; i < K; i++) put(h + (n + i) * W, s[i]);
+}
+
+template <bool Full, class S> static void forward_block(const Chunk<S>& u, int64_t c, int k, float* h) {
+    const Scan& scan = u.scan;
+    const int64_t N = scan.states, E = scan.channels;
+    if (scan.kept)
+        for (int64_t n = 0; n < N; n++) store<Full>(u.kept(c) + n * E, get(h + n * W), k);
+    const V bias = u.d.bias ? load<Full>(u.d.bias + c, k) : V{}, D = u.d.D ? load<Full>(u.d.D + c, k) : V{};
+    V delta[T], dx[T], y[T], slope;
+    for (int j = 0; j < u.m; j++) {
+        const int64_t t = u.token(j);
+        V raw = load<Full>(u.dt(t, c), k) + bias, x = load<Full>(u.x(t, c), k);
+        delta[j] = scan.softplus ? softplus(raw, slope) : raw;
+        dx[j] = delta[j] * x;
+        y[j] = u.d.D ? D * x : V{};
+        __builtin_prefetch(u.x(t, c) + 2 * W);
+        __builtin_prefetch(u.dt(t, c) + 2 * W);
+    }
+    int64_t n = 0;
+    for (; n + G <= N; n += G) run_states<G, Full>(u, n, c, k, delta, dx, y, h);
+    for (; n < N; n++) run_states<1, Full>(u, n, c, k, delta, dx, y, h);
+    for (int j = 0; j < u.m; j++) {
+        const int64_t t = u.token(j);
+        V total = u.which ? y[j] + get(u.other(t, c)) : y[j];
+        if (!u.last_direction()) {
+            put(u.other(t, c), total);
+            continue;
+        }
+        total *= (float)scan.scale;
+        if (scan.z) {
+            V z = load<Full>(u.z(t, c), k);
+            total *= z * sigmoid(z);
+        }
+        store<Full>((S*)scan.out + u.at(t, c), total, k);
+    }
+}
+
+// States n .. n + K - 1 of a chunk: recomputed from its kept state, then swept back. g, dA: (N, W); dB, dC: (m, N, W).
+template <int K, bool Full, class S>
+INLINE void sweep_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, const V* gy, V* y, V* s,
+                         V* q, float* g, float* dA, float* dB, float* dC) {
+    const int64_t N = u.scan.states, E = u.scan.channels;
+    V A[K], h[T + 1][K], a[T][K], carried[K], sum[K];
+    for (int i = 0; i < K; i++) {
+        A[i] = load<Full>(u.d.A + (n + i) * E + c, k), h[0][i] = load<Full>(u.kept(c) + (n + i) * E, k);
+        carried[i] = get(g + (n + i) * W), sum[i] = get(dA + (n + i) * W);
+    }
+    for (int j = 0; j < u.m; j++) {
+        V total = y[j];
+        for (int i = 0; i < K; i++) {
+            a[j][i] = exp2v(delta[j] * A[i]);
+            h[j + 1][i] = a[j][i] * h[j][i] + dx[j] * u.B[j * N + n + i];
+            total += h[j + 1][i] * u.C[j * N + n + i];
+        }
+        y[j] = total;
+    }
+    for (int j = u.m - 1; j >= 0; j--) {
+        V to_x = s[j], to_delta = q[j];
+        for (int i = 0; i < K; i++) {
+            const int64_t at = j * N + n + i;
+            V dh = carried[i] + gy[j] * u.C[at];
+            put(dC + at * W, get(dC + at * W) + gy[j] * h[j + 1][i]);
+            put(dB + at * W, get(dB + at * W) + dh * dx[j]);
+            to_x += dh * u.B[at];
+            carried[i] = dh * a[j][i];
+            V r = carried[i] * h[j][i];
+            to_delta += r * A[i];
+            sum[i] += r * delta[j];
+        }
+        s[j] = to_x, q[j] = to_delta;
+    }
+    for (int i = 0; i < K; i++) put(g + (n + i) * W, carried[i]), put(dA + (n + i) * W, sum[i]);
+}
+
+template <bool Full, class S>
+static void backward_block(const Chunk<S>& u, int64_t c, int k, float* g, float* dA, float* dD, float* dbias, float* dB, float* dC) {
+    const Scan& scan = u.scan;
+    const int64_t N = scan.states;
+    const V bias = u.d.bias ? load<Full>(u.d.bias + c, k) : V{}, D = u.d.D ? load<Full>(u.d.D + c, k) : V{};
+    V x[T], delta[T], slope[T], dx[T], gy[T], y[T], s[T], q[T], to_D = V{}, to_bias = V{};
+    for (int j = 0; j < u.m; j++) {
+        const int64_t t = u.token(j);
+        V raw = load<Full>(u.dt(t, c), k) + bias;
+        x[j] = load<Full>(u.x(t, c), k);
+        slope[j] = splat(1.0f);
+        delta[j] = scan.softplus ? softplus(raw, slope[j]) : raw;
+        dx[j] = delta[j] * x[j];
+        gy[j] = load<Full>(u.dout(t, c), k) * (float)scan.scale;
+        if (scan.z) {
+            V z = load<Full>(u.z(t, c), k);
+            gy[j] *= z * sigmoid(z);
+        }
+        to_D += gy[j] * x[j];
+        y[j] = u.d.D ? D * x[j] : V{};
+        s[j] = V{}, q[j] = V{};
+        __builtin_prefetch(u.x(t, c) + 2 * W);
+        __builtin_prefetch(u.dt(t, c) + 2 * W);
+        __builtin_prefetch(u.dout(t, c) + 2 * W);
+    }
+    int64_t n = 0;
+    for (; n + G <= N; n += G) sweep_states<G, Full>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+    for (; n < N; n++) sweep_states<1, Full>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+    for (int j = 0; j < u.m; j++) {
+        const int64_t t = u.token(j);
+        V ddt = (s[j] * x[j] + q[j] * LN2) * slope[j];
+        to_bias += ddt;
+        store<Full>((S*)u.d.ddt + u.at(t, c), ddt, k);
+        store<Full>((S*)u.d.dx + u.at(t, c), u.d.D ? s[j] * delta[j] + D * gy[j] : s[j] * delta[j], k);
+        if (!scan.z) continue;
+        V total = u.which ? y[j] + get(u.other(t, c)) : y[j];
+        if (!u.last_direction()) {
+            put(u.other(t, c), total);
+            continue;
+        }
+        V z = load<Full>(u.z(t, c), k), sg = sigmoid(z), silu = z * sg;
+        V dout = load<Full>(u.dout(t, c), k) * (float)scan.scale;
+        store<Full>((S*)scan.dz + u.at(t, c), dout * total * (sg + silu * (1.0f - sg)), k);
+    }
+    put(dD, get(dD) + to_D);
+    put(dbias, get(dbias) + to_bias);
+}
+
+// Copy a strip's (rows, channels) vectors between block order, (blocks, rows, W), and memory, (rows, E).
+INLINE void unpack(const float* blocks, float* memory, int64_t rows, int64_t width, int64_t E) {
+    for (int64_t c = 0; c < width; c += W)
+        for (int64_t n = 0; n < rows; n++)
+            memcpy(memory + n * E + c, blocks + (c * rows) + n * W, (width - c < W ? width - c : W) * sizeof(float));
+}
+INLINE void pack(const float* memory, float* blocks, int64_t rows, int64_t width, int64_t E) {
+    memset(blocks, 0, (width + W - 1) / W * W * rows * sizeof(float));
+    if (!memory) return;
+    for (int64_t c = 0; c < width; c += W)
+        for (int64_t n = 0; n < rows; n++)
+            memcpy(blocks + (c * rows) + n * W, memory + n * E + c, (width - c < W ? width - c : W) * sizeof(float));
+}
+
+// One task's memory, reused from sample to sample.
+struct Scratch {
+    float *memory, *B, *C, *others, *state, *dA[2], *dD[2], *dbias[2], *dB, *dC;
+    explicit Scratch(const Scan& s, bool backward) {
+        const int64_t N = s.states, tokens = s.length * N, wide = backward ? s.directions : 0;
+        const int64_t per_direction = s.strip * (N + 2), lanes = backward ? T * N * W : 0;
+        const int64_t floats = 2 * tokens + s.length * s.strip + s.strip * N + wide * per_direction + 2 * lanes;
+        memory = (float*)malloc(floats * sizeof(float));
+        if (!memory) return;
+        B = memory, C = B + tokens, others = C + tokens, state = others + s.length * s.strip;
+        float* p = state + s.strip * N;
+        for (int64_t w = 0; w < wide; w++, p += per_direction) dA[w] = p, dD[w] = p + s.strip * N, dbias[w] = dD[w] + s.strip;
+        dB = p, dC = p + lanes;
+        if (wide) memset(dA[0], 0, wide * per_direction * sizeof(float));
+    }
+    ~Scratch() { free(memory); }
+};
+
+template <class S> static void read_tokens(const Scan& s, const Direction& d, int64_t b, Scratch& w) {
+    for (int64_t i = 0; i < s.length; i++) {
+        const int64_t t = d.reverse ? s.length - 1 - i : i;
+        const S *B = (const S*)d.B + b * d.B_b + t * d.B_t, *C = (const S*)d.C + b * d.C_b + t * d.C_t;
+        for (int64_t n = 0; n < s.states; n++) w.B[i * s.states + n] = one(B + n), w.C[i * s.states + n] = one(C + n);
+    }
+}
+
+INLINE int chunk_tokens(const Scan& s, int64_t first) { return (int)(s.length - first < T ? s.length - first : T); }
+
+template <class S> static void forward_task(const Scan& s, int64_t slot, int64_t strip, Scratch& w) {
+    const int64_t N = s.states, E = s.channels, c0 = strip * s.strip, width = E - c0 < s.strip ? E - c0 : s.strip;
+    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
+        for (int which = 0; which < s.directions; which++) {
+            const Direction& d = s.direction[which];
+            read_tokens<S>(s, d, b, w);
+            pack(d.start ? d.start + b * N * E + c0 : nullptr, w.state, N, width, E);
+            for (int64_t first = 0; first < s.length; first += T) {
+                Chunk<S> u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
+                for (int64_t c = 0; c < width; c += W) {
+                    if (width - c >= W) forward_block<true>(u, c0 + c, W, w.state + c * N);
+                    else forward_block<false>(u, c0 + c, (int)(width - c), w.state + c * N);
+                }
+            }
+            if (d.last) unpack(w.state, d.last + b * N * E + c0, N, width, E);
+        }
+}
+
+template <class S> static void backward_task(const Scan& s, int64_t slot, int64_t strip, Scratch& w) {
+    const int64_t N = s.states, E = s.channels, c0 = strip * s.strip, width = E - c0 < s.strip ? E - c0 : s.strip;
+    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
+        for (int which = 0; which < s.directions; which++) {
+            const Direction& d = s.direction[which];
+            read_tokens<S>(s, d, b, w);
+            pack(d.dlast ? d.dlast + b * N * E + c0 : nullptr, w.state, N, width, E);
+            for (int64_t first = s.length ? (s.length - 1) / T * T : -1; first >= 0; first -= T) {
+                Chunk<S> u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
+                memset(w.dB, 0, 2 * T * N * W * sizeof(float));
+                for (int64_t c = 0; c < width; c += W) {
+                    float *g = w.state + c * N, *dA = w.dA[which] + c * N, *dD = w.dD[which] + c, *db = w.dbias[which] + c;
+                    if (width - c >= W) backward_block<true>(u, c0 + c, W, g, dA, dD, db, w.dB, w.dC);
+                    else backward_block<false>(u, c0 + c, (int)(width - c), g, dA, dD, db, w.dB, w.dC);
+                }
+                for (int j = 0; j < u.m; j++)
+                    for (int64_t n = 0; n < N; n++) {
+                        const int64_t to = ((strip * s.batch + b) * s.length + u.token(j)) * N + n, from = (j * N + n) * W;
+                        d.dB[to] = sum(get(w.dB + from)), d.dC[to] = sum(get(w.dC + from));
+                    }
+            }
+            if (d.dstart) unpack(w.state, d.dstart + b * N * E + c0, N, width, E);
+        }
+    for (int which = 0; which < s.directions; which++) {
+        const Direction& d = s.direction[which];
+        unpack(w.dA[which], d.dA + slot * N * E + c0, N, width, E);
+        memcpy(d.dD + slot * E + c0, w.dD[which], width * sizeof(float));
+        memcpy(d.dbias + slot * E + c0, w.dbias[which], width * sizeof(float));
+    }
+}
+
+template <bool Backward> static void scan_tasks(int64_t begin, int64_t end, Scan& s) {
+    Scratch scratch(s, Backward);
+    if (!scratch.memory) {
+        s.failed = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t slot = task / s.strips, strip = task % s.strips;
+        if (Backward && task > begin) memset(scratch.dA[0], 0, s.directions * s.strip * (s.states + 2) * sizeof(float));
+        if (s.dtype == 0) Backward ? backward_task<float>(s, slot, strip, scratch) : forward_task<float>(s, slot, strip, scratch);
+        if (s.dtype == 1) Backward ? backward_task<bf16>(s, slot, strip, scratch) : forward_task<bf16>(s, slot, strip, scratch);
+        if (s.dtype == 2) Backward ? backward_task<fp16>(s, slot, strip, scratch) : forward_task<fp16>(s, slot, strip, scratch);
+    }
+}
+
+// ---------------------------------------------------------------- causal convolution
+
+struct Conv {
+    int64_t batch, length, channels, taps, silu, reverse, dtype, slots;
+    const void *x, *dout;                                              // (batch, L, E)
+    const float *w, *bias;                                             // (taps, E); (E) or null
+    void *out, *dx;                                                    // (batch, L, E), contiguous
+    float *dw, *db;                                                    // (slots, taps, E), (slots, E)
+    int64_t x_b, x_t, dout_b, dout_t;
+    int64_t failed;
+};
+
+// u at scan position i: the last tap meets token i, earlier taps the tokens before it
+template <bool Full, class S> INLINE V convolved(const Conv& s, const S* x, int64_t step, int64_t i, int64_t c, int k) {
+    V u = s.bias ? load<Full>(s.bias + c, k) : V{};
+    for (int64_t j = i < s.taps - 1 ? s.taps - 1 - i : 0; j < s.taps; j++)
+        u += load<Full>(s.w + j * s.channels + c, k) * load<Full>(x + (j - s.taps + 1) * step + c, k);
+    return u;
+}
+
+template <bool Full, class S> INLINE void conv_forward_at(const Conv& s, const S* x, int64_t step, S* out, int64_t i, int64_t c, int k) {
+    V u = convolved<Full>(s, x, step, i, c, k);
+    store<Full>(out + c, s.silu ? u * sigmoid(u) : u, k);
+}
+
+template <class S> static void conv_forward_task(const Conv& s, int64_t slot) {
+    const int64_t E = s.channels, whole = E / W * W, step = s.reverse ? -s.x_t : s.x_t;
+    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
+        for (int64_t i = 0; i < s.length; i++) {
+            const int64_t t = s.reverse ? s.length - 1 - i : i;
+            const S* x = (const S*)s.x + b * s.x_b + t * s.x_t;
+            S* out = (S*)s.out + (b * s.length + t) * E;
+            for (int64_t c = 0; c < whole; c += W) conv_forward_at<true>(s, x, step, out, i, c, W);
+            if (whole < E) conv_forward_at<false>(s, x, step, out, i, whole, (int)(E - whole));
+        }
+}
+
+// du of scan position i into the ring, its share of dw and db, and dx of position i - (taps - 1), whose last du this was
+template <bool Full, class S>
+INLINE void conv_backward_at(const Conv& s, const S* x, int64_t step, const S* dout, float* ring, int64_t stride, float* dw,
+                             float* db, S* dx, int64_t i, int64_t c, int k) {
+    const int64_t K = s.taps;
+    if (i < s.length) {
+        V du = load<Full>(dout + c, k);
+        if (s.silu) {
+            V u = convolved<Full>(s, x, step, i, c, k), sg = sigmoid(u);
+            du *= sg + u * sg * (1.0f - sg);
+        }
+        put(ring + (i % K) * stride + c, du);
+        put(db + c, get(db + c) + du);
+        for (int64_t j = i < K - 1 ? K - 1 - i : 0; j < K; j++)
+            put(dw + j * stride + c, get(dw + j * stride + c) + du * load<Full>(x + (j - K + 1) * step + c, k));
+    }
+    if (dx) {
+        const int64_t to = i - (K - 1);                                // dx[to] = sum_j w[j] du[to + K - 1 - j]
+        V total = V{};
+        for (int64_t j = 0; j < K; j++)
+            if (to + K - 1 - j < s.length) total += load<Full>(s.w + j * s.channels + c, k) * get(ring + ((to + K - 1 - j) % K) * stride + c);
+        store<Full>(dx + c, total, k);
+    }
+}
+
+template <class S> static void conv_backward_task(Conv& s, int64_t slot) {
+    const int64_t E = s.channels, K = s.taps, whole = E / W * W, stride = (E + W - 1) / W * W;
+    const int64_t step = s.reverse ? -s.x_t : s.x_t;
+    float* memory = (float*)calloc((2 * K + 1) * stride, sizeof(float));
+    if (!memory) {
+        s.failed = 1;
+        return;
+    }
+    float *ring = memory, *dw = memory + K * stride, *db = memory + 2 * K * stride;
+    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
+        for (int64_t i = 0; s.length && i < s.length + K - 1; i++) {
+            const int64_t t = s.reverse ? s.length - 1 - i : i, to = i - (K - 1), at = s.reverse ? s.length - 1 - to : to;
+            const S *x = (const S*)s.x + b * s.x_b + t * s.x_t, *dout = (const S*)s.dout + b * s.dout_b + t * s.dout_t;
+            S* dx = to < 0 ? nullptr : (S*)s.dx + (b * s.length + at) * E;
+            for (int64_t c = 0; c < whole; c += W) conv_backward_at<true>(s, x, step, dout, ring, stride, dw, db, dx, i, c, W);
+            if (whole < E) conv_backward_at<false>(s, x, step, dout, ring, stride, dw, db, dx, i, whole, (int)(E - whole));
+        }
+    for (int64_t j = 0; j < K; j++) memcpy(s.dw + (slot * K + j) * E, dw + j * stride, E * sizeof(float));
+    memcpy(s.db + slot * E, db, E * sizeof(float));
+    free(memory);
+}
+
+// ---------------------------------------------------------------- the C ABI: one task per number in [begin, end)
+
+extern "C" {
+int64_t hybridmap_chunk(void) { return T; }
+int64_t hybridmap_lanes(void) { return W; }
+int64_t hybridmap_sizes(void) { return sizeof(Scan) * 65536 + sizeof(Conv); }
+void hybridmap_scan_forward(int64_t begin, int64_t end, void* scan) { scan_tasks<false>(begin, end, *(Scan*)scan); }
+void hybridmap_scan_backward(int64_t begin, int64_t end, void* scan) { scan_tasks<true>(begin, end, *(Scan*)scan); }
+void hybridmap_conv_forward(int64_t begin, int64_t end, void* conv) {
+    Conv& s = *(Conv*)conv;
+    for (int64_t slot = begin; slot < end; slot++) {
+        if (s.dtype == 0) conv_forward_task<float>(s, slot);
+        if (s.dtype == 1) conv_forward_task<bf16>(s, slot);
+        if (s.dtype == 2) conv_forward_task<fp16>(s, slot);
+    }
+}
+void hybridmap_conv_backward(int64_t begin, int64_t end, void* conv) {
+    Conv& s = *(Conv*)conv;
+    for (int64_t slot = begin; slot < end; slot++) {
+        if (s.dtype == 0) conv_backward_task<float>(s, slot);
+        if (s.dtype == 1) conv_backward_task<bf16>(s, slot);
+        if (s.dtype == 2) conv_backward_task<fp16>(s, slot);
+    }
+}
+}
