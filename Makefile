@@ -61,6 +61,5 @@ bench: $(STAMP) ## speed of the operators and of the loader, as ratios in one ru
 soak: $(STAMP) ## the slow tests (kill -9, resume, full disk) again and again: SOAK_ROUNDS=10
 	@for round in $$(seq $(SOAK_ROUNDS)); do echo "== round $$round of $(SOAK_ROUNDS)"; $(PYTEST) -q -m slow $(ARGS) || exit 1; done
 
-wheel: $(STAMP) ## dist/hybridmap-*.whl
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
-	@ls dist/*.whl
+wheel: $(STAMP) ## dist/hybridmap-*.whl, with the compiled kernels inside
+	$(BIN)/python scripts/wheel.py

@@ -1,4 +1,4 @@
-"""``hybridmap bench ops``: how fast the operators run here, as ratios to the reference measured in the same run."""
+"""``hybridmap bench ops``: how fast the operators run here, as ratios to plain PyTorch and to the reference in the same run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hybridmap import ops
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.output import console
 from hybridmap.cli.runs import device_named, smoke
+from hybridmap.ops.backend import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,14 @@ def main(arguments: Sequence[str]) -> int:
     device = device_named(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    table = Table("operator", "kernel", "direction", "ms", "reference ms", "ratio", box=None, pad_edge=False)
+    table = Table("operator", "kernel", "direction", "ms", "plain PyTorch", "reference", box=None, pad_edge=False)
     for column in table.columns[3:]:
         column.justify = "right"
     for name, make in cases(options, device).items():
         for direction, backward in (("forward", False), ("forward + backward", True)):
-            ours, reference = compare(make, backward, options.rounds, device)
+            ours, *others = compare(make, backward, options.rounds, device)
             kernel = ops.active(name, device)
-            row = (f"{1e3 * ours:.2f}", f"{1e3 * reference:.2f}", f"{reference / ours:.1f} x")
-            table.add_row(name, kernel, direction, *row)
+            table.add_row(name, kernel, direction, f"{1e3 * ours:.2f}", *(f"{other / ours:.1f} x" for other in others))
     out = console()
     shape = f"B {options.batch}, L {options.length}, E {options.width}, S {options.state}"
     out.print(f"{shape}, fp32, {device}, {torch.get_num_threads()} threads, median of {options.rounds} interleaved rounds")
@@ -89,8 +89,8 @@ def cases(options: Options, device: torch.device) -> dict[str, Callable[[], tupl
 
 def compare(
     make: Callable[[], tuple[Tensor, list[Tensor]]], backward: bool, rounds: int, device: torch.device
-) -> tuple[float, float]:
-    """Median seconds of the kernel in use and of the reference, measured in turns after one unmeasured round."""
+) -> tuple[float, ...]:
+    """Median seconds of the kernel in use, of plain PyTorch and of the reference, in turns after one unmeasured round."""
 
     def once() -> float:
         _wait(device)
@@ -104,12 +104,13 @@ def compare(
         _wait(device)
         return time.perf_counter() - began
 
-    ours, reference = [], []
+    backends: tuple[Backend | None, ...] = (None, "torch", "reference")
+    spent: list[list[float]] = [[] for _ in backends]
     for _ in range(rounds + 1):
-        ours.append(once())
-        with ops.use_backend("reference"):
-            reference.append(once())
-    return statistics.median(ours[1:]), statistics.median(reference[1:])
+        for backend, times in zip(backends, spent, strict=True):
+            with ops.use_backend(backend):
+                times.append(once())
+    return tuple(statistics.median(times[1:]) for times in spent)
 
 
 def _wait(device: torch.device) -> None:
