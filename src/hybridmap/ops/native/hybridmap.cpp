@@ -1,7 +1,7 @@
 // The selective scan and the causal convolution for CPUs, forward and backward, behind a plain C ABI.
 //
-// One vector holds W neighbouring channels; the N states of a channel are N vectors. So nothing is summed across a vector but
-// dB and dC, and any N works. Channels that do not fill a vector go through the same code with partial loads (Full = false).
+// One vector holds W neighbouring channels; the N states of a channel are N vectors. So nothing is summed across a vector
+// but dB and dC, and any N works. Channels that do not fill a vector take the same code with partial loads.
 //
 //     task = (slot: a range of samples, strip: a range of channels)          tasks run in parallel
 //       for each sample, for each direction:
@@ -72,37 +72,48 @@ INLINE VH narrow(V v, fp16) {                                          // round 
 template <class S> struct Packed { typedef VH type; };
 template <> struct Packed<float> { typedef V type; };
 
-// k: the channels of this block, W if Full
-template <bool Full, class S> INLINE V load(const S* p, int k) {
+// k: the channels of this block, W but for the last one
+template <class S> INLINE V load(const S* p, int k) {
     typename Packed<S>::type v = {};
-    if (Full) memcpy(&v, p, sizeof v);
+    if (k == W) memcpy(&v, p, sizeof v);
     else memcpy(&v, p, k * sizeof(S));
     return widen(v, S{});
 }
-template <bool Full, class S> INLINE void store(S* p, V value, int k) {
+template <class S> INLINE void store(S* p, V value, int k) {
     auto v = narrow(value, S{});
-    if (Full) memcpy(p, &v, sizeof v);
+    if (k == W) memcpy(p, &v, sizeof v);
     else memcpy(p, &v, k * sizeof(S));
 }
-INLINE V get(const float* p) { return load<true>(p, W); }
-INLINE void put(float* p, V v) { store<true>(p, v, W); }
+INLINE V get(const float* p) { return load(p, W); }
+INLINE void put(float* p, V v) { store(p, v, W); }
 
 INLINE float one(const float* p) { return *p; }
 template <class S> INLINE float one(const S* p) { VH h = {}; h[0] = p->bits; return widen(h, S{})[0]; }
+
+INLINE int block_width(int64_t width, int64_t c) { return (int)(width - c < W ? width - c : W); }
 
 INLINE float sum(V v) { float s = 0; for (int k = 0; k < W; k++) s += v[k]; return s; }
 
 INLINE V magnitude(V x) { return bits_of<V>(bits_of<VU>(x) & 0x7fffffffu); }
 
+// Larger or smaller of the two; NaN in x gets through. The comparison would take two instructions.
+#if defined(__AVX__) && W == 8
+INLINE V at_least(V x, float low) { return __builtin_ia32_maxps256(splat(low), x); }
+INLINE V at_most(V x, float high) { return __builtin_ia32_minps256(splat(high), x); }
+#else
+INLINE V at_least(V x, float low) { return x < low ? splat(low) : x; }
+INLINE V at_most(V x, float high) { return x > high ? splat(high) : x; }
+#endif
+
 // 2^x to 1.3e-7, exactly 0 from about -126.5 down and infinity from about 127.5 up; the product lets NaN through. The
 // polynomial is the one of degree 5 through 1 with the least largest relative error on [-1/2, 1/2], 9e-8 (found by Lawson's
 // iteration).
 INLINE V exp2v(V x) {
-    x = x < -127.0f ? splat(-127.0f) : x;
-    x = x > 128.0f ? splat(128.0f) : x;
-    V shifted = x + 12582912.0f;                                       // 1.5 * 2^23: the integer is in the low bits
-    V r = x - (shifted - 12582912.0f);                                 // [-1/2, 1/2]
-    VI exponent = (bits_of<VI>(shifted) << 23) + (127 << 23);
+    constexpr float magic = 12582912.0f + 127.0f;                      // 1.5 * 2^23: the biased exponent is in the low bits
+    x = at_most(at_least(x, -127.0f), 128.0f);
+    V shifted = x + magic;
+    V r = x - (shifted - magic);                                       // [-1/2, 1/2]
+    VI exponent = bits_of<VI>(shifted) << 23;
     V p = r * 1.326472720e-03f + 9.671512640e-03f;
     p = p * r + 5.550733743e-02f;
     p = p * r + 2.402224209e-01f;
@@ -182,11 +193,11 @@ template <class S> struct Chunk {
 };
 
 // The recurrence of states n .. n + K - 1 over a chunk; h: (N, W).
-template <int K, bool Full, class S>
+template <int K, class S>
 INLINE void run_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
     const int64_t N = u.scan.states, E = u.scan.channels;
     V A[K], s[K];
-    for (int i = 0; i < K; i++) A[i] = load<Full>(u.d.A + (n + i) * E + c, k), s[i] = get(h + (n + i) * W);
+    for (int i = 0; i < K; i++) A[i] = load(u.d.A + (n + i) * E + c, k), s[i] = get(h + (n + i) * W);
     for (int j = 0; j < u.m; j++) {
         V sum = y[j];
         for (int i = 0; i < K; i++) {
@@ -198,16 +209,16 @@ INLINE void run_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* 
     for (int i = 0; i < K; i++) put(h + (n + i) * W, s[i]);
 }
 
-template <bool Full, class S> static void forward_block(const Chunk<S>& u, int64_t c, int k, float* h) {
+template <class S> static void forward_block(const Chunk<S>& u, int64_t c, int k, float* h) {
     const Scan& scan = u.scan;
     const int64_t N = scan.states, E = scan.channels;
     if (scan.kept)
-        for (int64_t n = 0; n < N; n++) store<Full>(u.kept(c) + n * E, get(h + n * W), k);
-    const V bias = u.d.bias ? load<Full>(u.d.bias + c, k) : V{}, D = u.d.D ? load<Full>(u.d.D + c, k) : V{};
+        for (int64_t n = 0; n < N; n++) store(u.kept(c) + n * E, get(h + n * W), k);
+    const V bias = u.d.bias ? load(u.d.bias + c, k) : V{}, D = u.d.D ? load(u.d.D + c, k) : V{};
     V delta[T], dx[T], y[T], slope;
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
-        V raw = load<Full>(u.dt(t, c), k) + bias, x = load<Full>(u.x(t, c), k);
+        V raw = load(u.dt(t, c), k) + bias, x = load(u.x(t, c), k);
         delta[j] = scan.softplus ? softplus(raw, slope) : raw;
         dx[j] = delta[j] * x;
         y[j] = u.d.D ? D * x : V{};
@@ -215,8 +226,8 @@ template <bool Full, class S> static void forward_block(const Chunk<S>& u, int64
         __builtin_prefetch(u.dt(t, c) + 2 * W);
     }
     int64_t n = 0;
-    for (; n + G <= N; n += G) run_states<G, Full>(u, n, c, k, delta, dx, y, h);
-    for (; n < N; n++) run_states<1, Full>(u, n, c, k, delta, dx, y, h);
+    for (; n + G <= N; n += G) run_states<G>(u, n, c, k, delta, dx, y, h);
+    for (; n < N; n++) run_states<1>(u, n, c, k, delta, dx, y, h);
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
         V total = u.which ? y[j] + get(u.other(t, c)) : y[j];
@@ -226,21 +237,21 @@ template <bool Full, class S> static void forward_block(const Chunk<S>& u, int64
         }
         total *= (float)scan.scale;
         if (scan.z) {
-            V z = load<Full>(u.z(t, c), k);
+            V z = load(u.z(t, c), k);
             total *= z * sigmoid(z);
         }
-        store<Full>((S*)scan.out + u.at(t, c), total, k);
+        store((S*)scan.out + u.at(t, c), total, k);
     }
 }
 
 // States n .. n + K - 1 of a chunk: recomputed from its kept state, then swept back. g, dA: (N, W); dB, dC: (m, N, W).
-template <int K, bool Full, class S>
+template <int K, class S>
 INLINE void sweep_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, const V* gy, V* y, V* s,
                          V* q, float* g, float* dA, float* dB, float* dC) {
     const int64_t N = u.scan.states, E = u.scan.channels;
     V A[K], h[T + 1][K], a[T][K], carried[K], sum[K];
     for (int i = 0; i < K; i++) {
-        A[i] = load<Full>(u.d.A + (n + i) * E + c, k), h[0][i] = load<Full>(u.kept(c) + (n + i) * E, k);
+        A[i] = load(u.d.A + (n + i) * E + c, k), h[0][i] = load(u.kept(c) + (n + i) * E, k);
         carried[i] = get(g + (n + i) * W), sum[i] = get(dA + (n + i) * W);
     }
     for (int j = 0; j < u.m; j++) {
@@ -270,22 +281,22 @@ INLINE void sweep_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V
     for (int i = 0; i < K; i++) put(g + (n + i) * W, carried[i]), put(dA + (n + i) * W, sum[i]);
 }
 
-template <bool Full, class S>
+template <class S>
 static void backward_block(const Chunk<S>& u, int64_t c, int k, float* g, float* dA, float* dD, float* dbias, float* dB, float* dC) {
     const Scan& scan = u.scan;
     const int64_t N = scan.states;
-    const V bias = u.d.bias ? load<Full>(u.d.bias + c, k) : V{}, D = u.d.D ? load<Full>(u.d.D + c, k) : V{};
+    const V bias = u.d.bias ? load(u.d.bias + c, k) : V{}, D = u.d.D ? load(u.d.D + c, k) : V{};
     V x[T], delta[T], slope[T], dx[T], gy[T], y[T], s[T], q[T], to_D = V{}, to_bias = V{};
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
-        V raw = load<Full>(u.dt(t, c), k) + bias;
-        x[j] = load<Full>(u.x(t, c), k);
+        V raw = load(u.dt(t, c), k) + bias;
+        x[j] = load(u.x(t, c), k);
         slope[j] = splat(1.0f);
         delta[j] = scan.softplus ? softplus(raw, slope[j]) : raw;
         dx[j] = delta[j] * x[j];
-        gy[j] = load<Full>(u.dout(t, c), k) * (float)scan.scale;
+        gy[j] = load(u.dout(t, c), k) * (float)scan.scale;
         if (scan.z) {
-            V z = load<Full>(u.z(t, c), k);
+            V z = load(u.z(t, c), k);
             gy[j] *= z * sigmoid(z);
         }
         to_D += gy[j] * x[j];
@@ -296,23 +307,23 @@ static void backward_block(const Chunk<S>& u, int64_t c, int k, float* g, float*
         __builtin_prefetch(u.dout(t, c) + 2 * W);
     }
     int64_t n = 0;
-    for (; n + G <= N; n += G) sweep_states<G, Full>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
-    for (; n < N; n++) sweep_states<1, Full>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+    for (; n + G <= N; n += G) sweep_states<G>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+    for (; n < N; n++) sweep_states<1>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
         V ddt = (s[j] * x[j] + q[j] * LN2) * slope[j];
         to_bias += ddt;
-        store<Full>((S*)u.d.ddt + u.at(t, c), ddt, k);
-        store<Full>((S*)u.d.dx + u.at(t, c), u.d.D ? s[j] * delta[j] + D * gy[j] : s[j] * delta[j], k);
+        store((S*)u.d.ddt + u.at(t, c), ddt, k);
+        store((S*)u.d.dx + u.at(t, c), u.d.D ? s[j] * delta[j] + D * gy[j] : s[j] * delta[j], k);
         if (!scan.z) continue;
         V total = u.which ? y[j] + get(u.other(t, c)) : y[j];
         if (!u.last_direction()) {
             put(u.other(t, c), total);
             continue;
         }
-        V z = load<Full>(u.z(t, c), k), sg = sigmoid(z), silu = z * sg;
-        V dout = load<Full>(u.dout(t, c), k) * (float)scan.scale;
-        store<Full>((S*)scan.dz + u.at(t, c), dout * total * (sg + silu * (1.0f - sg)), k);
+        V z = load(u.z(t, c), k), sg = sigmoid(z), silu = z * sg;
+        V dout = load(u.dout(t, c), k) * (float)scan.scale;
+        store((S*)scan.dz + u.at(t, c), dout * total * (sg + silu * (1.0f - sg)), k);
     }
     put(dD, get(dD) + to_D);
     put(dbias, get(dbias) + to_bias);
@@ -322,14 +333,14 @@ static void backward_block(const Chunk<S>& u, int64_t c, int k, float* g, float*
 INLINE void unpack(const float* blocks, float* memory, int64_t rows, int64_t width, int64_t E) {
     for (int64_t c = 0; c < width; c += W)
         for (int64_t n = 0; n < rows; n++)
-            memcpy(memory + n * E + c, blocks + (c * rows) + n * W, (width - c < W ? width - c : W) * sizeof(float));
+            memcpy(memory + n * E + c, blocks + (c * rows) + n * W, block_width(width, c) * sizeof(float));
 }
 INLINE void pack(const float* memory, float* blocks, int64_t rows, int64_t width, int64_t E) {
     memset(blocks, 0, (width + W - 1) / W * W * rows * sizeof(float));
     if (!memory) return;
     for (int64_t c = 0; c < width; c += W)
         for (int64_t n = 0; n < rows; n++)
-            memcpy(blocks + (c * rows) + n * W, memory + n * E + c, (width - c < W ? width - c : W) * sizeof(float));
+            memcpy(blocks + (c * rows) + n * W, memory + n * E + c, block_width(width, c) * sizeof(float));
 }
 
 // One task's memory, reused from sample to sample.
@@ -369,10 +380,7 @@ template <class S> static void forward_task(const Scan& s, int64_t slot, int64_t
             pack(d.start ? d.start + b * N * E + c0 : nullptr, w.state, N, width, E);
             for (int64_t first = 0; first < s.length; first += T) {
                 Chunk<S> u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
-                for (int64_t c = 0; c < width; c += W) {
-                    if (width - c >= W) forward_block<true>(u, c0 + c, W, w.state + c * N);
-                    else forward_block<false>(u, c0 + c, (int)(width - c), w.state + c * N);
-                }
+                for (int64_t c = 0; c < width; c += W) forward_block(u, c0 + c, block_width(width, c), w.state + c * N);
             }
             if (d.last) unpack(w.state, d.last + b * N * E + c0, N, width, E);
         }
@@ -390,8 +398,7 @@ template <class S> static void backward_task(const Scan& s, int64_t slot, int64_
                 memset(w.dB, 0, 2 * T * N * W * sizeof(float));
                 for (int64_t c = 0; c < width; c += W) {
                     float *g = w.state + c * N, *dA = w.dA[which] + c * N, *dD = w.dD[which] + c, *db = w.dbias[which] + c;
-                    if (width - c >= W) backward_block<true>(u, c0 + c, W, g, dA, dD, db, w.dB, w.dC);
-                    else backward_block<false>(u, c0 + c, (int)(width - c), g, dA, dD, db, w.dB, w.dC);
+                    backward_block(u, c0 + c, block_width(width, c), g, dA, dD, db, w.dB, w.dC);
                 }
                 for (int j = 0; j < u.m; j++)
                     for (int64_t n = 0; n < N; n++) {
@@ -436,58 +443,59 @@ struct Conv {
     int64_t failed;
 };
 
+constexpr int MOST_TAPS = 16;
+
 // u at scan position i: the last tap meets token i, earlier taps the tokens before it
-template <bool Full, class S> INLINE V convolved(const Conv& s, const S* x, int64_t step, int64_t i, int64_t c, int k) {
-    V u = s.bias ? load<Full>(s.bias + c, k) : V{};
+template <class S> INLINE V convolved(const Conv& s, const S* x, int64_t step, int64_t i, int64_t c, int k) {
+    V u = s.bias ? load(s.bias + c, k) : V{};
     for (int64_t j = i < s.taps - 1 ? s.taps - 1 - i : 0; j < s.taps; j++)
-        u += load<Full>(s.w + j * s.channels + c, k) * load<Full>(x + (j - s.taps + 1) * step + c, k);
+        u += load(s.w + j * s.channels + c, k) * load(x + (j - s.taps + 1) * step + c, k);
     return u;
 }
 
-template <bool Full, class S> INLINE void conv_forward_at(const Conv& s, const S* x, int64_t step, S* out, int64_t i, int64_t c, int k) {
-    V u = convolved<Full>(s, x, step, i, c, k);
-    store<Full>(out + c, s.silu ? u * sigmoid(u) : u, k);
+template <class S> INLINE void conv_forward_at(const Conv& s, const S* x, int64_t step, S* out, int64_t i, int64_t c, int k) {
+    V u = convolved(s, x, step, i, c, k);
+    store(out + c, s.silu ? u * sigmoid(u) : u, k);
 }
 
 template <class S> static void conv_forward_task(const Conv& s, int64_t slot) {
-    const int64_t E = s.channels, whole = E / W * W, step = s.reverse ? -s.x_t : s.x_t;
+    const int64_t E = s.channels, step = s.reverse ? -s.x_t : s.x_t;
     for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
         for (int64_t i = 0; i < s.length; i++) {
             const int64_t t = s.reverse ? s.length - 1 - i : i;
             const S* x = (const S*)s.x + b * s.x_b + t * s.x_t;
             S* out = (S*)s.out + (b * s.length + t) * E;
-            for (int64_t c = 0; c < whole; c += W) conv_forward_at<true>(s, x, step, out, i, c, W);
-            if (whole < E) conv_forward_at<false>(s, x, step, out, i, whole, (int)(E - whole));
+            for (int64_t c = 0; c < E; c += W) conv_forward_at(s, x, step, out, i, c, block_width(E, c));
         }
 }
 
 // du of scan position i into the ring, its share of dw and db, and dx of position i - (taps - 1), whose last du this was
-template <bool Full, class S>
+template <class S>
 INLINE void conv_backward_at(const Conv& s, const S* x, int64_t step, const S* dout, float* ring, int64_t stride, float* dw,
                              float* db, S* dx, int64_t i, int64_t c, int k) {
     const int64_t K = s.taps;
     if (i < s.length) {
-        V du = load<Full>(dout + c, k);
+        V du = load(dout + c, k);
         if (s.silu) {
-            V u = convolved<Full>(s, x, step, i, c, k), sg = sigmoid(u);
+            V u = convolved(s, x, step, i, c, k), sg = sigmoid(u);
             du *= sg + u * sg * (1.0f - sg);
         }
         put(ring + (i % K) * stride + c, du);
         put(db + c, get(db + c) + du);
         for (int64_t j = i < K - 1 ? K - 1 - i : 0; j < K; j++)
-            put(dw + j * stride + c, get(dw + j * stride + c) + du * load<Full>(x + (j - K + 1) * step + c, k));
+            put(dw + j * stride + c, get(dw + j * stride + c) + du * load(x + (j - K + 1) * step + c, k));
     }
     if (dx) {
         const int64_t to = i - (K - 1);                                // dx[to] = sum_j w[j] du[to + K - 1 - j]
         V total = V{};
         for (int64_t j = 0; j < K; j++)
-            if (to + K - 1 - j < s.length) total += load<Full>(s.w + j * s.channels + c, k) * get(ring + ((to + K - 1 - j) % K) * stride + c);
-        store<Full>(dx + c, total, k);
+            if (to + K - 1 - j < s.length) total += load(s.w + j * s.channels + c, k) * get(ring + ((to + K - 1 - j) % K) * stride + c);
+        store(dx + c, total, k);
     }
 }
 
 template <class S> static void conv_backward_task(Conv& s, int64_t slot) {
-    const int64_t E = s.channels, K = s.taps, whole = E / W * W, stride = (E + W - 1) / W * W;
+    const int64_t E = s.channels, K = s.taps, stride = (E + W - 1) / W * W;
     const int64_t step = s.reverse ? -s.x_t : s.x_t;
     float* memory = (float*)calloc((2 * K + 1) * stride, sizeof(float));
     if (!memory) {
@@ -500,8 +508,8 @@ template <class S> static void conv_backward_task(Conv& s, int64_t slot) {
             const int64_t t = s.reverse ? s.length - 1 - i : i, to = i - (K - 1), at = s.reverse ? s.length - 1 - to : to;
             const S *x = (const S*)s.x + b * s.x_b + t * s.x_t, *dout = (const S*)s.dout + b * s.dout_b + t * s.dout_t;
             S* dx = to < 0 ? nullptr : (S*)s.dx + (b * s.length + at) * E;
-            for (int64_t c = 0; c < whole; c += W) conv_backward_at<true>(s, x, step, dout, ring, stride, dw, db, dx, i, c, W);
-            if (whole < E) conv_backward_at<false>(s, x, step, dout, ring, stride, dw, db, dx, i, whole, (int)(E - whole));
+            for (int64_t c = 0; c < E; c += W)
+                conv_backward_at(s, x, step, dout, ring, stride, dw, db, dx, i, c, block_width(E, c));
         }
     for (int64_t j = 0; j < K; j++) memcpy(s.dw + (slot * K + j) * E, dw + j * stride, E * sizeof(float));
     memcpy(s.db + slot * E, db, E * sizeof(float));
@@ -513,7 +521,6 @@ template <class S> static void conv_backward_task(Conv& s, int64_t slot) {
 extern "C" {
 int64_t hybridmap_chunk(void) { return T; }
 int64_t hybridmap_lanes(void) { return W; }
-int64_t hybridmap_sizes(void) { return sizeof(Scan) * 65536 + sizeof(Conv); }
 void hybridmap_scan_forward(int64_t begin, int64_t end, void* scan) { scan_tasks<false>(begin, end, *(Scan*)scan); }
 void hybridmap_scan_backward(int64_t begin, int64_t end, void* scan) { scan_tasks<true>(begin, end, *(Scan*)scan); }
 void hybridmap_conv_forward(int64_t begin, int64_t end, void* conv) {
