@@ -26,9 +26,9 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler he
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache directory, and nothing loaded before or after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
+    native.search.cache_clear()
     yield tmp_path / "hybridmap"
-    native.library.cache_clear()
+    native.search.cache_clear()
 
 
 def libraries(cache: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def test_it_is_compiled_once_and_found_again(cache: Path, monkeypatch: pytest.Mo
     assert "compiled into the user's cache" in native.library("jit").said
     assert len(libraries(cache)) == 1
     monkeypatch.setattr(native, "compile_library", None)  # a second time would fail
-    native.library.cache_clear()
+    native.search.cache_clear()
     assert "found in the user's cache" in native.library("jit").said
     assert [path.name for path in cache.iterdir()] == [path.name for path in libraries(cache)], "nothing else is left behind"
 
@@ -55,7 +55,7 @@ def test_a_damaged_library_is_noticed_and_built_again(cache: Path, damage) -> No
     whole = path.read_bytes()
     path.unlink()  # this process still has the old file mapped
     path.write_bytes(damage(whole))
-    native.library.cache_clear()
+    native.search.cache_clear()
     assert "compiled" in native.library("jit").said
     assert whole in [other.read_bytes() for other in libraries(cache)]
 
@@ -64,9 +64,9 @@ def test_a_damaged_library_is_noticed_and_built_again(cache: Path, damage) -> No
 def test_a_cache_that_cannot_be_written_to_costs_a_build_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hybridmap").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
+    native.search.cache_clear()
     assert "cannot be written to" in native.library("jit").said
-    native.library.cache_clear()
+    native.search.cache_clear()
 
 
 def test_without_a_compiler_plain_pytorch_runs_and_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_without_a_compiler_plain_pytorch_runs_and_says_so(cache: Path, monkeypa
 
 def test_a_compiler_that_fails_is_quoted(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "c++"
-    fake.write_text("#!/bin/sh\necho 'x.cpp:1: error: this compiler is out of order' >&2\nexit 1\n")
+    fake.write_text("#!/bin/sh\necho asked >> \"$0.log\"\necho 'x.cpp:1: error: this compiler is out of order' >&2\nexit 1\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(backend, "_demanded_cpu_kernel", "jit")
@@ -90,6 +90,9 @@ def test_a_compiler_that_fails_is_quoted(cache: Path, tmp_path: Path, monkeypatc
         UserError, match=r"was demanded, but the compiler .* failed: x.cpp:1: error: this compiler is out of order"
     ):
         active("selective_scan", "cpu")
+    monkeypatch.setattr(backend, "_demanded_cpu_kernel", None)
+    assert [active("selective_scan", "cpu") for _ in range(3)] == ["torch"] * 3
+    assert (tmp_path / "c++.log").read_text().split() == ["asked"] * 2, "once for each demand, not at every call"
 
 
 def test_a_library_for_other_registers_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +184,6 @@ def test_addresses_are_sound(tmp_path: Path) -> None:
 
 
 def test_importing_loads_no_kernel(unchecked_environment: dict[str, str]) -> None:
-    code = "import hybridmap.ops; from hybridmap.ops import native; print(native.library.cache_info().currsize)"
+    code = "import hybridmap.ops; from hybridmap.ops import native; print(native.search.cache_info().currsize)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=unchecked_environment, check=True)
     assert result.stdout.strip() == "0"

@@ -83,20 +83,31 @@ def variant() -> Variant:
     return VARIANTS.get(torch.backends.cpu.get_cpu_capability(), VARIANTS["DEFAULT"]) if x86 else VARIANTS["DEFAULT"]
 
 
-@functools.cache
 def library(demand: Demand | None = None) -> Library:
-    """The kernels, loaded once per process; ``demand`` restricts where they may come from.
+    """The kernels; ``demand`` restricts where they may come from.
 
     Raises:
         Absent: if there are none.
     """
+    found = search(demand)
+    if isinstance(found, str):
+        raise Absent(found)
+    return found
+
+
+@functools.cache
+def search(demand: Demand | None) -> Library | str:
+    """The kernels, or why there are none: found out once per process, since a compiler that fails would fail at every call."""
     ours = variant()
     shipped = SOURCE.parent / f"hybridmap-{ours.name}.so"
-    if demand != "jit" and shipped.exists():
-        return Library(_open(shipped, ours), "prebuilt", f"C++ kernel for {ours.name}, shipped with this installation")
-    if demand == "prebuilt":
-        raise Absent(f"no library for {platform.system()} {platform.machine()} ({ours.name}) is part of this installation")
-    functions, how = _cached_or_compiled(ours)
+    try:
+        if demand != "jit" and shipped.exists():
+            return Library(_open(shipped, ours), "prebuilt", f"C++ kernel for {ours.name}, shipped with this installation")
+        if demand == "prebuilt":
+            return f"no library for {platform.system()} {platform.machine()} ({ours.name}) is part of this installation"
+        functions, how = _cached_or_compiled(ours)
+    except Absent as reason:
+        return str(reason)
     return Library(functions, "jit", f"C++ kernel for {ours.name}, {how}")
 
 

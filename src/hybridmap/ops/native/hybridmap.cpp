@@ -443,8 +443,6 @@ struct Conv {
     int64_t failed;
 };
 
-constexpr int MOST_TAPS = 16;
-
 // u at scan position i: the last tap meets token i, earlier taps the tokens before it
 template <class S> INLINE V convolved(const Conv& s, const S* x, int64_t step, int64_t i, int64_t c, int k) {
     V u = s.bias ? load(s.bias + c, k) : V{};

@@ -97,13 +97,12 @@ class _Call:
             setattr(struct, f"{name}_b", tensor.stride(0))
             setattr(struct, f"{name}_t", tensor.stride(1))
 
-    def point(self, struct: ctypes.Structure, name: str, tensor: Tensor | None) -> Tensor | None:
-        """Let the struct point to a tensor, made contiguous; return what it points to."""
+    def point(self, struct: ctypes.Structure, name: str, tensor: Tensor | None) -> None:
+        """Let the struct point to a tensor, made contiguous."""
         if tensor is not None:
             tensor = tensor.contiguous()
             self.alive.append(tensor)
             setattr(struct, name, tensor.data_ptr())
-        return tensor
 
     def made(self, struct: ctypes.Structure, name: str, *shape: int, narrow: bool = False) -> Tensor:
         """A new tensor that the kernel fills, float32 unless ``narrow``."""
