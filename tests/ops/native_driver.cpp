@@ -16,7 +16,7 @@ static void* block(int64_t elements, int64_t size, double value) {
 
 int main() {
     int scans = 0, convolutions = 0;
-    const int64_t lengths[] = {0, 1, 16, 37}, short_lengths[] = {1, 3, 20}, widths[] = {1, W + 3, 3 * W};
+    const int64_t lengths[] = {0, 1, 16, 37}, short_lengths[] = {1, 3, 20}, widths[] = {1, W + 3, 4 * W};
     for (int64_t dtype = 0; dtype < 2; dtype++)
         for (int64_t L : lengths)
             for (int64_t E : widths)
@@ -26,7 +26,7 @@ int main() {
                     s.batch = B, s.length = L, s.channels = E, s.states = N, s.directions = directions, s.softplus = 1;
                     s.dtype = dtype, s.slots = 2, s.strip = strip, s.strips = (E + strip - 1) / strip, s.scale = 0.5;
                     s.z = block(all, size, 1), s.dout = block(all, size, 1), s.out = block(all, size, 0), s.dz = block(all, size, 0);
-                    s.z_b = s.dout_b = L * E, s.z_t = s.dout_t = E;
+                    s.z_b = s.dout_b = s.dz_b = L * E, s.z_t = s.dout_t = s.dz_t = E;
                     s.kept = (float*)block((L + T - 1) / T * directions * B * N * E, 4, 0);
                     for (int g = 0; g < directions; g++) {
                         Direction& d = s.direction[g];
@@ -52,12 +52,13 @@ int main() {
                     const int64_t B = 3, size = dtype ? 2 : 4, all = B * L * E, K = 4;
                     Conv s = {};
                     s.batch = B, s.length = L, s.channels = E, s.taps = K, s.silu = 1, s.reverse = reverse, s.dtype = dtype, s.slots = 2;
+                    s.strip = 3 * W, s.strips = (E + s.strip - 1) / s.strip, s.add = reverse;
                     s.x = block(all, size, 1), s.dout = block(all, size, 1), s.w = (float*)block(K * E, 4, 1), s.bias = (float*)block(E, 4, 1);
-                    s.out = block(all, size, 0), s.dx = block(all, size, 0);
+                    s.out = block(all, size, 0), s.dx = block(all, size, 1);
                     s.dw = (float*)block(s.slots * K * E, 4, 0), s.db = (float*)block(s.slots * E, 4, 0);
-                    s.x_b = s.dout_b = L * E, s.x_t = s.dout_t = E;
-                    hybridmap_conv_forward(0, s.slots, &s);
-                    hybridmap_conv_backward(0, s.slots, &s);
+                    s.x_b = s.dout_b = s.dx_b = L * E, s.x_t = s.dout_t = s.dx_t = E;
+                    hybridmap_conv_forward(0, s.slots * s.strips, &s);
+                    hybridmap_conv_backward(0, s.slots * s.strips, &s);
                     if (s.failed) return 2;
                     convolutions++;
                 }

@@ -16,9 +16,10 @@ class _Conv(ctypes.Structure):
     """struct Conv of hybridmap.cpp."""
 
     _fields_ = [
-        *((name, _integer) for name in ("batch", "length", "channels", "taps", "silu", "reverse", "dtype", "slots")),
+        *((name, _integer) for name in ("batch", "length", "channels", "taps", "silu", "reverse", "dtype", "add")),
+        *((name, _integer) for name in ("slots", "strips", "strip")),
         *((name, _pointer) for name in ("x", "dout", "w", "bias", "out", "dx", "dw", "db")),
-        *((name, _integer) for name in ("x_b", "x_t", "dout_b", "dout_t")),
+        *((name, _integer) for name in ("x_b", "x_t", "dout_b", "dout_t", "dx_b", "dx_t")),
         ("failed", _integer),
     ]
 
@@ -27,6 +28,7 @@ def _call(x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -> 
     """The struct, and what must live as long as it."""
     x, taps = native.rows(x), w.mT.contiguous()
     batch, length, channels = x.shape
+    slots, strips, strip = native.division(batch, channels)
     conv = _Conv(
         batch=batch,
         length=length,
@@ -35,7 +37,9 @@ def _call(x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -> 
         silu=silu,
         reverse=reverse,
         dtype=native.DTYPES[x.dtype],
-        slots=max(1, min(batch, native.SLOTS)),
+        slots=slots,
+        strips=strips,
+        strip=strip,
         x=x.data_ptr(),
         w=taps.data_ptr(),
         x_b=x.stride(0),
@@ -52,20 +56,31 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -
     conv, alive = _call(x, w, b, silu, reverse)
     out = torch.empty(x.shape, dtype=x.dtype)
     conv.out = out.data_ptr()
-    native.parallel(native.library().functions.hybridmap_conv_forward, conv.slots, conv)
+    native.parallel(native.library().functions.hybridmap_conv_forward, conv.slots * conv.strips, conv)
     del alive
     return out
 
 
-def backward(dout: Tensor, x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    *,
+    into: Tensor | None = None,
+    add: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """See ``cpu.backward``."""
     conv, alive = _call(x, w, b, silu, reverse)
     dout = native.rows(dout)
-    dx = torch.empty(x.shape, dtype=x.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype) if into is None else into
     dw, db = w.new_empty(conv.slots, w.shape[1], w.shape[0]), w.new_empty(conv.slots, w.shape[0])
     for name, tensor in (("dout", dout), ("dx", dx), ("dw", dw), ("db", db)):
         setattr(conv, name, tensor.data_ptr())
-    conv.dout_b, conv.dout_t = dout.stride(0), dout.stride(1)
-    native.parallel(native.library().functions.hybridmap_conv_backward, conv.slots, conv)
+    conv.add = add
+    conv.dout_b, conv.dout_t, conv.dx_b, conv.dx_t = *dout.stride()[:2], *dx.stride()[:2]
+    native.parallel(native.library().functions.hybridmap_conv_backward, conv.slots * conv.strips, conv)
     del alive
     return dx, dw.sum(0).mT.contiguous(), w.new_empty(0) if b is None else db.sum(0)

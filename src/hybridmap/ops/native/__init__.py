@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -44,6 +45,10 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What the kernels call the dtype of the activations."""
 SLOTS = 32
 """Parts of a batch, at most; each has its own partial sums, so that no sum depends on the number of threads."""
+STRIP = 256
+"""Channels of a strip, at most: the y of one direction of a scan, (L, strip), should stay in the cache of one core."""
+TASKS = 64
+"""Strips get narrower until there are so many tasks, or one strip is this narrow."""
 
 Demand = Literal["prebuilt", "jit", "torch"]
 
@@ -109,6 +114,15 @@ def search(demand: Demand | None) -> Library | str:
     except Absent as reason:
         return str(reason)
     return Library(functions, "jit", f"C++ kernel for {ours.name}, {how}")
+
+
+def division(batch: int, channels: int) -> tuple[int, int, int]:
+    """How work is divided, by the shape alone: slots of samples, strips of channels, and channels of a strip."""
+    slots = max(1, min(batch, SLOTS))
+    strips = max(math.ceil(channels / STRIP), min(math.ceil(TASKS / slots), channels // 64), 1)
+    lanes = variant().lanes
+    strip = max(1, math.ceil(channels / strips / lanes)) * lanes
+    return slots, max(1, math.ceil(channels / strip)), strip
 
 
 def rows(tensor: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ typedef uint32_t VU __attribute__((vector_size(W * 4)));
 typedef uint16_t VH __attribute__((vector_size(W * 2)));
 
 constexpr int T = 16;                 // tokens per chunk: between two kept states
-constexpr int G = W == 16 ? 4 : 2;    // states at a time: what the registers hold
+constexpr int G = 4;                  // states at a time: what the registers hold
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
 
 // ---------------------------------------------------------------- numbers
@@ -105,27 +105,28 @@ INLINE V at_least(V x, float low) { return x < low ? splat(low) : x; }
 INLINE V at_most(V x, float high) { return x > high ? splat(high) : x; }
 #endif
 
-// 2^x to 1.3e-7, exactly 0 from about -126.5 down and infinity from about 127.5 up; the product lets NaN through. The
-// polynomial is the one of degree 5 through 1 with the least largest relative error on [-1/2, 1/2], 9e-8 (found by Lawson's
-// iteration).
-INLINE V exp2v(V x) {
+// 2^x of K vectors, step by step together, since the steps of one wait for each other: to 1.3e-7, exactly 0 from about -126.5
+// down and infinity from about 127.5 up; the product lets NaN through. The polynomial is the one of degree 5 through 1 with the
+// least largest relative error on [-1/2, 1/2], 9e-8 (found by Lawson's iteration).
+template <int K> INLINE void exp2s(V (&x)[K]) {
     constexpr float magic = 12582912.0f + 127.0f;                      // 1.5 * 2^23: the biased exponent is in the low bits
-    x = at_most(at_least(x, -127.0f), 128.0f);
-    V shifted = x + magic;
-    V r = x - (shifted - magic);                                       // [-1/2, 1/2]
-    VI exponent = bits_of<VI>(shifted) << 23;
-    V p = r * 1.326472720e-03f + 9.671512640e-03f;
-    p = p * r + 5.550733743e-02f;
-    p = p * r + 2.402224209e-01f;
-    p = p * r + 6.931469776e-01f;
-    p = p * r + 1.0f;
-    return p * bits_of<V>(exponent);
+    constexpr float c[] = {9.671512640e-03f, 5.550733743e-02f, 2.402224209e-01f, 6.931469776e-01f, 1.0f};
+    V shifted[K], p[K];
+    for (int i = 0; i < K; i++) x[i] = at_most(at_least(x[i], -127.0f), 128.0f);
+    for (int i = 0; i < K; i++) shifted[i] = x[i] + magic;
+    for (int i = 0; i < K; i++) x[i] -= shifted[i] - magic;            // [-1/2, 1/2]
+    for (int i = 0; i < K; i++) p[i] = splat(1.326472720e-03f);
+    for (float coefficient : c)
+        for (int i = 0; i < K; i++) p[i] = p[i] * x[i] + coefficient;
+    for (int i = 0; i < K; i++) x[i] = p[i] * bits_of<V>(bits_of<VI>(shifted[i]) << 23);
+}
+INLINE V exp2v(V x) {
+    V one[1] = {x};
+    exp2s(one);
+    return one[0];
 }
 
-INLINE V sigmoid(V x) {
-    V u = exp2v(magnitude(x) * -LOG2E), inverse = 1.0f / (1.0f + u);
-    return x < 0.0f ? u * inverse : inverse;
-}
+INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp2v(x * -LOG2E)); }
 
 // max(x, 0) + log1p(exp(-|x|)), relatively exact for very negative x; slope is its derivative, the sigmoid
 INLINE V softplus(V x, V& slope) {
@@ -161,16 +162,16 @@ struct Scan {
     int64_t batch, length, channels, states, directions, softplus, dtype;   // dtype: 0 float32, 1 bfloat16, 2 float16
     int64_t slots, strips, strip;                                      // strip: channels per strip, a multiple of W
     const void *z, *dout;                                              // (batch, L, E); z may be null
-    void *out, *dz;                                                    // (batch, L, E), contiguous
+    void *out, *dz;                                                    // (batch, L, E), out contiguous
     float* kept;                                                       // (chunks, directions, batch, N, E) or null
-    int64_t z_b, z_t, dout_b, dout_t;
+    int64_t z_b, z_t, dout_b, dout_t, dz_b, dz_t;
     double scale;
     int64_t failed;                                                    // set when memory ran out
     Direction direction[2];
 };
 
 // What one (sample, direction, chunk) is about.
-template <class S> struct Chunk {
+struct Chunk {
     const Scan& scan;
     const Direction& d;
     int64_t b, first;                                                  // sample; first token, counted in scan order
@@ -180,10 +181,10 @@ template <class S> struct Chunk {
     int64_t c0;                                                        // first channel of the strip
 
     int64_t token(int j) const { int64_t i = first + j; return d.reverse ? scan.length - 1 - i : i; }
-    const S* x(int64_t t, int64_t c) const { return (const S*)d.x + b * d.x_b + t * d.x_t + c; }
-    const S* dt(int64_t t, int64_t c) const { return (const S*)d.dt + b * d.dt_b + t * d.dt_t + c; }
-    const S* z(int64_t t, int64_t c) const { return (const S*)scan.z + b * scan.z_b + t * scan.z_t + c; }
-    const S* dout(int64_t t, int64_t c) const { return (const S*)scan.dout + b * scan.dout_b + t * scan.dout_t + c; }
+    template <class S> const S* x(int64_t t, int64_t c) const { return (const S*)d.x + b * d.x_b + t * d.x_t + c; }
+    template <class S> const S* dt(int64_t t, int64_t c) const { return (const S*)d.dt + b * d.dt_b + t * d.dt_t + c; }
+    template <class S> const S* z(int64_t t, int64_t c) const { return (const S*)scan.z + b * scan.z_b + t * scan.z_t + c; }
+    template <class S> const S* dout(int64_t t, int64_t c) const { return (const S*)scan.dout + b * scan.dout_b + t * scan.dout_t + c; }
     int64_t at(int64_t t, int64_t c) const { return (b * scan.length + t) * scan.channels + c; }
     float* other(int64_t t, int64_t c) const { return others + t * scan.strip + c - c0; }
     float* kept(int64_t c) const {
@@ -193,15 +194,18 @@ template <class S> struct Chunk {
 };
 
 // The recurrence of states n .. n + K - 1 over a chunk; h: (N, W).
-template <int K, class S>
-INLINE void run_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
+template <int K>
+INLINE void run_states(const Chunk& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
     const int64_t N = u.scan.states, E = u.scan.channels;
     V A[K], s[K];
     for (int i = 0; i < K; i++) A[i] = load(u.d.A + (n + i) * E + c, k), s[i] = get(h + (n + i) * W);
     for (int j = 0; j < u.m; j++) {
         V sum = y[j];
+        V a[K];
+        for (int i = 0; i < K; i++) a[i] = delta[j] * A[i];
+        exp2s(a);
         for (int i = 0; i < K; i++) {
-            s[i] = exp2v(delta[j] * A[i]) * s[i] + dx[j] * u.B[j * N + n + i];
+            s[i] = a[i] * s[i] + dx[j] * u.B[j * N + n + i];
             sum += s[i] * u.C[j * N + n + i];
         }
         y[j] = sum;
@@ -209,7 +213,14 @@ INLINE void run_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* 
     for (int i = 0; i < K; i++) put(h + (n + i) * W, s[i]);
 }
 
-template <class S> static void forward_block(const Chunk<S>& u, int64_t c, int k, float* h) {
+// All states of a chunk; not inlined, so that it is compiled once for all dtypes.
+static __attribute__((noinline)) void run(const Chunk& u, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
+    int64_t n = 0;
+    for (; n + G <= u.scan.states; n += G) run_states<G>(u, n, c, k, delta, dx, y, h);
+    for (; n < u.scan.states; n++) run_states<1>(u, n, c, k, delta, dx, y, h);
+}
+
+template <class S> static void forward_block(const Chunk& u, int64_t c, int k, float* h) {
     const Scan& scan = u.scan;
     const int64_t N = scan.states, E = scan.channels;
     if (scan.kept)
@@ -218,16 +229,14 @@ template <class S> static void forward_block(const Chunk<S>& u, int64_t c, int k
     V delta[T], dx[T], y[T], slope;
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
-        V raw = load(u.dt(t, c), k) + bias, x = load(u.x(t, c), k);
+        V raw = load(u.dt<S>(t, c), k) + bias, x = load(u.x<S>(t, c), k);
         delta[j] = scan.softplus ? softplus(raw, slope) : raw;
         dx[j] = delta[j] * x;
         y[j] = u.d.D ? D * x : V{};
-        __builtin_prefetch(u.x(t, c) + 2 * W);
-        __builtin_prefetch(u.dt(t, c) + 2 * W);
+        __builtin_prefetch(u.x<S>(t, c) + 2 * W);
+        __builtin_prefetch(u.dt<S>(t, c) + 2 * W);
     }
-    int64_t n = 0;
-    for (; n + G <= N; n += G) run_states<G>(u, n, c, k, delta, dx, y, h);
-    for (; n < N; n++) run_states<1>(u, n, c, k, delta, dx, y, h);
+    run(u, c, k, delta, dx, y, h);
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
         V total = u.which ? y[j] + get(u.other(t, c)) : y[j];
@@ -237,7 +246,7 @@ template <class S> static void forward_block(const Chunk<S>& u, int64_t c, int k
         }
         total *= (float)scan.scale;
         if (scan.z) {
-            V z = load(u.z(t, c), k);
+            V z = load(u.z<S>(t, c), k);
             total *= z * sigmoid(z);
         }
         store((S*)scan.out + u.at(t, c), total, k);
@@ -245,8 +254,8 @@ template <class S> static void forward_block(const Chunk<S>& u, int64_t c, int k
 }
 
 // States n .. n + K - 1 of a chunk: recomputed from its kept state, then swept back. g, dA: (N, W); dB, dC: (m, N, W).
-template <int K, class S>
-INLINE void sweep_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, const V* gy, V* y, V* s,
+template <int K>
+INLINE void sweep_states(const Chunk& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, const V* gy, V* y, V* s,
                          V* q, float* g, float* dA, float* dB, float* dC) {
     const int64_t N = u.scan.states, E = u.scan.channels;
     V A[K], h[T + 1][K], a[T][K], carried[K], sum[K];
@@ -256,8 +265,9 @@ INLINE void sweep_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V
     }
     for (int j = 0; j < u.m; j++) {
         V total = y[j];
+        for (int i = 0; i < K; i++) a[j][i] = delta[j] * A[i];
+        exp2s(a[j]);
         for (int i = 0; i < K; i++) {
-            a[j][i] = exp2v(delta[j] * A[i]);
             h[j + 1][i] = a[j][i] * h[j][i] + dx[j] * u.B[j * N + n + i];
             total += h[j + 1][i] * u.C[j * N + n + i];
         }
@@ -281,34 +291,38 @@ INLINE void sweep_states(const Chunk<S>& u, int64_t n, int64_t c, int k, const V
     for (int i = 0; i < K; i++) put(g + (n + i) * W, carried[i]), put(dA + (n + i) * W, sum[i]);
 }
 
+static __attribute__((noinline)) void sweep(const Chunk& u, int64_t c, int k, const V* delta, const V* dx, const V* gy, V* y, V* s,
+                                            V* q, float* g, float* dA, float* dB, float* dC) {
+    int64_t n = 0;
+    for (; n + G <= u.scan.states; n += G) sweep_states<G>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+    for (; n < u.scan.states; n++) sweep_states<1>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+}
+
 template <class S>
-static void backward_block(const Chunk<S>& u, int64_t c, int k, float* g, float* dA, float* dD, float* dbias, float* dB, float* dC) {
+static void backward_block(const Chunk& u, int64_t c, int k, float* g, float* dA, float* dD, float* dbias, float* dB, float* dC) {
     const Scan& scan = u.scan;
-    const int64_t N = scan.states;
     const V bias = u.d.bias ? load(u.d.bias + c, k) : V{}, D = u.d.D ? load(u.d.D + c, k) : V{};
     V x[T], delta[T], slope[T], dx[T], gy[T], y[T], s[T], q[T], to_D = V{}, to_bias = V{};
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
-        V raw = load(u.dt(t, c), k) + bias;
-        x[j] = load(u.x(t, c), k);
+        V raw = load(u.dt<S>(t, c), k) + bias;
+        x[j] = load(u.x<S>(t, c), k);
         slope[j] = splat(1.0f);
         delta[j] = scan.softplus ? softplus(raw, slope[j]) : raw;
         dx[j] = delta[j] * x[j];
-        gy[j] = load(u.dout(t, c), k) * (float)scan.scale;
+        gy[j] = load(u.dout<S>(t, c), k) * (float)scan.scale;
         if (scan.z) {
-            V z = load(u.z(t, c), k);
+            V z = load(u.z<S>(t, c), k);
             gy[j] *= z * sigmoid(z);
         }
         to_D += gy[j] * x[j];
         y[j] = u.d.D ? D * x[j] : V{};
         s[j] = V{}, q[j] = V{};
-        __builtin_prefetch(u.x(t, c) + 2 * W);
-        __builtin_prefetch(u.dt(t, c) + 2 * W);
-        __builtin_prefetch(u.dout(t, c) + 2 * W);
+        __builtin_prefetch(u.x<S>(t, c) + 2 * W);
+        __builtin_prefetch(u.dt<S>(t, c) + 2 * W);
+        __builtin_prefetch(u.dout<S>(t, c) + 2 * W);
     }
-    int64_t n = 0;
-    for (; n + G <= N; n += G) sweep_states<G>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
-    for (; n < N; n++) sweep_states<1>(u, n, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
+    sweep(u, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
         V ddt = (s[j] * x[j] + q[j] * LN2) * slope[j];
@@ -321,9 +335,9 @@ static void backward_block(const Chunk<S>& u, int64_t c, int k, float* g, float*
             put(u.other(t, c), total);
             continue;
         }
-        V z = load(u.z(t, c), k), sg = sigmoid(z), silu = z * sg;
-        V dout = load(u.dout(t, c), k) * (float)scan.scale;
-        store((S*)scan.dz + u.at(t, c), dout * total * (sg + silu * (1.0f - sg)), k);
+        V z = load(u.z<S>(t, c), k), sg = sigmoid(z), silu = z * sg;
+        V dout = load(u.dout<S>(t, c), k) * (float)scan.scale;
+        store((S*)scan.dz + u.b * scan.dz_b + t * scan.dz_t + c, dout * total * (sg + silu * (1.0f - sg)), k);
     }
     put(dD, get(dD) + to_D);
     put(dbias, get(dbias) + to_bias);
@@ -379,8 +393,8 @@ template <class S> static void forward_task(const Scan& s, int64_t slot, int64_t
             read_tokens<S>(s, d, b, w);
             pack(d.start ? d.start + b * N * E + c0 : nullptr, w.state, N, width, E);
             for (int64_t first = 0; first < s.length; first += T) {
-                Chunk<S> u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
-                for (int64_t c = 0; c < width; c += W) forward_block(u, c0 + c, block_width(width, c), w.state + c * N);
+                Chunk u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
+                for (int64_t c = 0; c < width; c += W) forward_block<S>(u, c0 + c, block_width(width, c), w.state + c * N);
             }
             if (d.last) unpack(w.state, d.last + b * N * E + c0, N, width, E);
         }
@@ -394,11 +408,11 @@ template <class S> static void backward_task(const Scan& s, int64_t slot, int64_
             read_tokens<S>(s, d, b, w);
             pack(d.dlast ? d.dlast + b * N * E + c0 : nullptr, w.state, N, width, E);
             for (int64_t first = s.length ? (s.length - 1) / T * T : -1; first >= 0; first -= T) {
-                Chunk<S> u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
+                Chunk u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
                 memset(w.dB, 0, 2 * T * N * W * sizeof(float));
                 for (int64_t c = 0; c < width; c += W) {
                     float *g = w.state + c * N, *dA = w.dA[which] + c * N, *dD = w.dD[which] + c, *db = w.dbias[which] + c;
-                    backward_block(u, c0 + c, block_width(width, c), g, dA, dD, db, w.dB, w.dC);
+                    backward_block<S>(u, c0 + c, block_width(width, c), g, dA, dD, db, w.dB, w.dC);
                 }
                 for (int j = 0; j < u.m; j++)
                     for (int64_t n = 0; n < N; n++) {
@@ -434,84 +448,137 @@ template <bool Backward> static void scan_tasks(int64_t begin, int64_t end, Scan
 // ---------------------------------------------------------------- causal convolution
 
 struct Conv {
-    int64_t batch, length, channels, taps, silu, reverse, dtype, slots;
+    int64_t batch, length, channels, taps, silu, reverse, dtype, add;  // add: to what is in dx already
+    int64_t slots, strips, strip;                                      // strip: channels per strip, a multiple of W
     const void *x, *dout;                                              // (batch, L, E)
     const float *w, *bias;                                             // (taps, E); (E) or null
-    void *out, *dx;                                                    // (batch, L, E), contiguous
+    void *out, *dx;                                                    // (batch, L, E), out contiguous
     float *dw, *db;                                                    // (slots, taps, E), (slots, E)
-    int64_t x_b, x_t, dout_b, dout_t;
+    int64_t x_b, x_t, dout_b, dout_t, dx_b, dx_t;
     int64_t failed;
+
+    int64_t token(int64_t i) const { return reverse ? length - 1 - i : i; }
 };
 
-// u at scan position i: the last tap meets token i, earlier taps the tokens before it
-template <class S> INLINE V convolved(const Conv& s, const S* x, int64_t step, int64_t i, int64_t c, int k) {
-    V u = s.bias ? load(s.bias + c, k) : V{};
-    for (int64_t j = i < s.taps - 1 ? s.taps - 1 - i : 0; j < s.taps; j++)
-        u += load(s.w + j * s.channels + c, k) * load(x + (j - s.taps + 1) * step + c, k);
-    return u;
+// to[j] += sum_i w[i] from[j + i] over the taps i = first .. first + K - 1; step: from one tap to the next
+template <int K> INLINE void add_taps(const float* w, int64_t step, int k, const V* from, V* to, int m) {
+    V tap[K];
+    for (int i = 0; i < K; i++) tap[i] = load(w + i * step, k);
+    for (int j = 0; j < m; j++) {
+        V sum = to[j];
+        for (int i = 0; i < K; i++) sum += tap[i] * from[j + i];
+        to[j] = sum;
+    }
+}
+static __attribute__((noinline)) void add_all_taps(const float* w, int64_t step, int64_t taps, int k, const V* from, V* to, int m) {
+    int64_t i = 0;
+    for (; i + 4 <= taps; i += 4) add_taps<4>(w + i * step, step, k, from + i, to, m);
+    for (; i < taps; i++) add_taps<1>(w + i * step, step, k, from + i, to, m);
 }
 
-template <class S> INLINE void conv_forward_at(const Conv& s, const S* x, int64_t step, S* out, int64_t i, int64_t c, int k) {
-    V u = convolved(s, x, step, i, c, k);
-    store(out + c, s.silu ? u * sigmoid(u) : u, k);
+// dw[i] += sum_j du[j] x[j + i] over K taps; dw: (taps, W)
+template <int K> INLINE void sum_taps(float* dw, const V* du, const V* x, int m) {
+    V sum[K];
+    for (int i = 0; i < K; i++) sum[i] = get(dw + i * W);
+    for (int j = 0; j < m; j++)
+        for (int i = 0; i < K; i++) sum[i] += du[j] * x[j + i];
+    for (int i = 0; i < K; i++) put(dw + i * W, sum[i]);
 }
 
-template <class S> static void conv_forward_task(const Conv& s, int64_t slot) {
-    const int64_t E = s.channels, step = s.reverse ? -s.x_t : s.x_t;
-    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
-        for (int64_t i = 0; i < s.length; i++) {
-            const int64_t t = s.reverse ? s.length - 1 - i : i;
-            const S* x = (const S*)s.x + b * s.x_b + t * s.x_t;
-            S* out = (S*)s.out + (b * s.length + t) * E;
-            for (int64_t c = 0; c < E; c += W) conv_forward_at(s, x, step, out, i, c, block_width(E, c));
-        }
+static __attribute__((noinline)) void sum_all_taps(float* dw, int64_t taps, const V* du, const V* x, int m) {
+    int64_t i = 0;
+    for (; i + 4 <= taps; i += 4) sum_taps<4>(dw + i * W, du, x + i, m);
+    for (; i < taps; i++) sum_taps<1>(dw + i * W, du, x + i, m);
 }
 
-// du of scan position i into the ring, its share of dw and db, and dx of position i - (taps - 1), whose last du this was
+// u of a chunk, and x of its tokens and of the taps - 1 before them, zero before the first
+template <class S> INLINE void convolve(const Conv& s, int64_t b, int64_t first, int m, int64_t c, int k, V* x, V* u) {
+    const int before = (int)s.taps - 1;
+    for (int j = 0; j < m + before; j++) {
+        const int64_t i = first + j - before;
+        const S* from = (const S*)s.x + b * s.x_b + s.token(i) * s.x_t + c;
+        x[j] = i < 0 ? V{} : load(from, k);
+        if (i >= 0) __builtin_prefetch(from + 2 * W);
+    }
+    const V bias = s.bias ? load(s.bias + c, k) : V{};
+    for (int j = 0; j < m; j++) u[j] = bias;
+    add_all_taps(s.w + c, s.channels, s.taps, k, x, u, m);
+}
+
+template <class S> INLINE void conv_forward_block(const Conv& s, int64_t b, int64_t first, int m, int64_t c, int k, V* x) {
+    V u[T];
+    convolve<S>(s, b, first, m, c, k, x, u);
+    for (int j = 0; j < m; j++)
+        store((S*)s.out + (b * s.length + s.token(first + j)) * s.channels + c, s.silu ? u[j] * sigmoid(u[j]) : u[j], k);
+}
+
+// du: of this chunk and of the taps - 1 tokens behind it, which are in `behind` before and replaced by the first of this chunk
 template <class S>
-INLINE void conv_backward_at(const Conv& s, const S* x, int64_t step, const S* dout, float* ring, int64_t stride, float* dw,
-                             float* db, S* dx, int64_t i, int64_t c, int k) {
-    const int64_t K = s.taps;
-    if (i < s.length) {
-        V du = load(dout + c, k);
-        if (s.silu) {
-            V u = convolved(s, x, step, i, c, k), sg = sigmoid(u);
-            du *= sg + u * sg * (1.0f - sg);
-        }
-        put(ring + (i % K) * stride + c, du);
-        put(db + c, get(db + c) + du);
-        for (int64_t j = i < K - 1 ? K - 1 - i : 0; j < K; j++)
-            put(dw + j * stride + c, get(dw + j * stride + c) + du * load(x + (j - K + 1) * step + c, k));
+INLINE void conv_backward_block(const Conv& s, int64_t b, int64_t first, int m, int64_t c, int k, V* x, V* du, float* behind,
+                                float* dw, float* db) {
+    const int carried = (int)s.taps - 1;
+    V u[T], dx[T], bias = get(db);
+    convolve<S>(s, b, first, m, c, k, x, u);
+    for (int j = 0; j < m; j++) {
+        const S* from = (const S*)s.dout + b * s.dout_b + s.token(first + j) * s.dout_t + c;
+        V sg = sigmoid(u[j]);
+        du[j] = load(from, k);
+        if (s.silu) du[j] *= sg + u[j] * sg * (1.0f - sg);
+        bias += du[j];
+        dx[j] = V{};
+        __builtin_prefetch(from + 2 * W);
     }
-    if (dx) {
-        const int64_t to = i - (K - 1);                                // dx[to] = sum_j w[j] du[to + K - 1 - j]
-        V total = V{};
-        for (int64_t j = 0; j < K; j++)
-            if (to + K - 1 - j < s.length) total += load(s.w + j * s.channels + c, k) * get(ring + ((to + K - 1 - j) % K) * stride + c);
-        store(dx + c, total, k);
+    put(db, bias);
+    for (int j = 0; j < carried; j++) du[m + j] = get(behind + j * W);
+    for (int j = 0; j < carried; j++) put(behind + j * W, du[j]);
+    add_all_taps(s.w + carried * s.channels + c, -s.channels, s.taps, k, du, dx, m);
+    sum_all_taps(dw, s.taps, du, x, m);
+    for (int j = 0; j < m; j++) {
+        S* to = (S*)s.dx + b * s.dx_b + s.token(first + j) * s.dx_t + c;
+        store(to, s.add ? load(to, k) + dx[j] : dx[j], k);
     }
 }
 
-template <class S> static void conv_backward_task(Conv& s, int64_t slot) {
-    const int64_t E = s.channels, K = s.taps, stride = (E + W - 1) / W * W;
-    const int64_t step = s.reverse ? -s.x_t : s.x_t;
-    float* memory = (float*)calloc((2 * K + 1) * stride, sizeof(float));
+template <bool Backward, class S> static void conv_task(Conv& s, int64_t slot, int64_t strip) {
+    const int64_t E = s.channels, K = s.taps, c0 = strip * s.strip, width = E - c0 < s.strip ? E - c0 : s.strip;
+    const int64_t window = (T + K) * W, blocks = s.strip / W, size = 2 * window + (Backward ? 2 * K * s.strip : 0);
+    float* memory = (float*)aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64);
     if (!memory) {
         s.failed = 1;
         return;
     }
-    float *ring = memory, *dw = memory + K * stride, *db = memory + 2 * K * stride;
-    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++)
-        for (int64_t i = 0; s.length && i < s.length + K - 1; i++) {
-            const int64_t t = s.reverse ? s.length - 1 - i : i, to = i - (K - 1), at = s.reverse ? s.length - 1 - to : to;
-            const S *x = (const S*)s.x + b * s.x_b + t * s.x_t, *dout = (const S*)s.dout + b * s.dout_b + t * s.dout_t;
-            S* dx = to < 0 ? nullptr : (S*)s.dx + (b * s.length + at) * E;
-            for (int64_t c = 0; c < E; c += W)
-                conv_backward_at(s, x, step, dout, ring, stride, dw, db, dx, i, c, block_width(E, c));
+    V *x = (V*)memory, *du = (V*)(memory + window);
+    float *dw = memory + 2 * window, *db = dw + K * s.strip, *behind = db + s.strip;   // each (blocks, taps, 1 or taps - 1, W)
+    if (Backward) memset(dw, 0, (K + 1) * s.strip * sizeof(float));
+    for (int64_t b = s.batch * slot / s.slots; b < s.batch * (slot + 1) / s.slots; b++) {
+        if (Backward) memset(behind, 0, blocks * (K - 1) * W * sizeof(float));
+        const int64_t chunks = (s.length + T - 1) / T;
+        for (int64_t n = 0; n < chunks; n++) {
+            const int64_t first = (Backward ? chunks - 1 - n : n) * T;
+            const int m = (int)(s.length - first < T ? s.length - first : T);
+            for (int64_t c = 0; c < width; c += W) {
+                const int k = block_width(width, c);
+                if (Backward)
+                    conv_backward_block<S>(s, b, first, m, c0 + c, k, x, du, behind + c * (K - 1), dw + c * K, db + c);
+                else
+                    conv_forward_block<S>(s, b, first, m, c0 + c, k, x);
+            }
         }
-    for (int64_t j = 0; j < K; j++) memcpy(s.dw + (slot * K + j) * E, dw + j * stride, E * sizeof(float));
-    memcpy(s.db + slot * E, db, E * sizeof(float));
+    }
+    if (Backward) {
+        unpack(dw, s.dw + slot * K * E + c0, K, width, E);
+        memcpy(s.db + slot * E + c0, db, width * sizeof(float));
+    }
     free(memory);
+}
+
+template <bool Backward> static void conv_tasks(int64_t begin, int64_t end, Conv& s) {
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t slot = task / s.strips, strip = task % s.strips;
+        if (s.dtype == 0) conv_task<Backward, float>(s, slot, strip);
+        if (s.dtype == 1) conv_task<Backward, bf16>(s, slot, strip);
+        if (s.dtype == 2) conv_task<Backward, fp16>(s, slot, strip);
+    }
 }
 
 // ---------------------------------------------------------------- the C ABI: one task per number in [begin, end)
@@ -521,20 +588,6 @@ int64_t hybridmap_chunk(void) { return T; }
 int64_t hybridmap_lanes(void) { return W; }
 void hybridmap_scan_forward(int64_t begin, int64_t end, void* scan) { scan_tasks<false>(begin, end, *(Scan*)scan); }
 void hybridmap_scan_backward(int64_t begin, int64_t end, void* scan) { scan_tasks<true>(begin, end, *(Scan*)scan); }
-void hybridmap_conv_forward(int64_t begin, int64_t end, void* conv) {
-    Conv& s = *(Conv*)conv;
-    for (int64_t slot = begin; slot < end; slot++) {
-        if (s.dtype == 0) conv_forward_task<float>(s, slot);
-        if (s.dtype == 1) conv_forward_task<bf16>(s, slot);
-        if (s.dtype == 2) conv_forward_task<fp16>(s, slot);
-    }
-}
-void hybridmap_conv_backward(int64_t begin, int64_t end, void* conv) {
-    Conv& s = *(Conv*)conv;
-    for (int64_t slot = begin; slot < end; slot++) {
-        if (s.dtype == 0) conv_backward_task<float>(s, slot);
-        if (s.dtype == 1) conv_backward_task<bf16>(s, slot);
-        if (s.dtype == 2) conv_backward_task<fp16>(s, slot);
-    }
-}
+void hybridmap_conv_forward(int64_t begin, int64_t end, void* conv) { conv_tasks<false>(begin, end, *(Conv*)conv); }
+void hybridmap_conv_backward(int64_t begin, int64_t end, void* conv) { conv_tasks<true>(begin, end, *(Conv*)conv); }
 }

@@ -18,11 +18,6 @@ from hybridmap.ops import native
 from hybridmap.ops.selective_scan.cpu import CHUNK
 from hybridmap.ops.selective_scan.reference import Direction
 
-STRIP = 256
-"""Channels of a strip, at most: the y of one direction, (L, strip), should stay in the cache of one core."""
-TASKS = 64
-"""Strips get narrower until there are so many tasks, or one strip is this narrow."""
-
 _pointer, _integer = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -43,7 +38,7 @@ class _Scan(ctypes.Structure):
         *((name, _integer) for name in ("batch", "length", "channels", "states", "directions", "softplus", "dtype")),
         *((name, _integer) for name in ("slots", "strips", "strip")),
         *((name, _pointer) for name in ("z", "dout", "out", "dz", "kept")),
-        *((name, _integer) for name in ("z_b", "z_t", "dout_b", "dout_t")),
+        *((name, _integer) for name in ("z_b", "z_t", "dout_b", "dout_t", "dz_b", "dz_t")),
         ("scale", ctypes.c_double),
         ("failed", _integer),
         ("direction", _Direction * 2),
@@ -61,11 +56,7 @@ class _Call:
         self.states = A.shape[1]
         self.new = x.new_empty
         self.alive: list[Tensor] = []
-        lanes = native.library().functions.hybridmap_lanes()
-        self.slots = max(1, min(self.batch, native.SLOTS))
-        strips = max(math.ceil(self.channels / STRIP), min(math.ceil(TASKS / self.slots), self.channels // 64), 1)
-        strip = max(1, math.ceil(self.channels / strips / lanes)) * lanes
-        self.strips = max(1, math.ceil(self.channels / strip))
+        self.slots, self.strips, strip = native.division(self.batch, self.channels)
         self.scan = _Scan(
             batch=self.batch,
             length=self.length,
@@ -89,7 +80,7 @@ class _Call:
             self.point(into, "bias", d.bias)
 
     def read(self, struct: ctypes.Structure, name: str, tensor: Tensor | None) -> None:
-        """Let the struct read a (batch, L, K) tensor where it lies."""
+        """Let the struct read a (batch, L, K) tensor, or write to it, where it lies."""
         if tensor is not None:
             tensor = native.rows(tensor)
             self.alive.append(tensor)
@@ -152,6 +143,7 @@ def backward(
     *,
     softplus: bool,
     scale: float,
+    dz: Tensor | None = None,
 ) -> tuple[list[Direction], Tensor | None, Tensor | None]:
     """See ``cpu.backward``."""
     if kept is None:
@@ -160,7 +152,9 @@ def backward(
     B, L, E, N = call.batch, call.length, call.channels, call.states
     call.read(call.scan, "dout", dout)
     call.point(call.scan, "kept", kept)
-    dz = None if z is None else call.made(call.scan, "dz", B, L, E, narrow=True)
+    if z is not None:
+        dz = z.new_empty(B, L, E) if dz is None else dz
+        call.read(call.scan, "dz", dz)
     filled: list[tuple[Tensor, ...]] = []
     starts = []
     for g in range(len(directions)):
