@@ -9,6 +9,8 @@ from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
+import hybridmap  # noqa: F401 (registers the names)
+
 SMALL = {
     "hybridnet_tiny_patch16_224": {"layout": "MMMTMT", "embed_dim": 24, "num_heads": 2, "num_registers": 2, "cls_reduce": 2},
     "mambar_tiny_patch16_224": {"layout": "MMMM", "embed_dim": 24, "num_registers": 2, "scan": "column"},

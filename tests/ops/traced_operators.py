@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from scan_problems import problem, relative
+from test_mamba_inner import problem as inner_problem
 from test_selective_scan import two_directions
 from torch import Tensor, nn
 from torch.library import opcheck
@@ -62,6 +63,15 @@ def test_add_norm_passes_opcheck(kind: str, dtype: torch.dtype) -> None:
     weight, bias = (torch.randn(6, requires_grad=True) for _ in range(2))
     opcheck(torch.ops.hybridmap.add_norm, (x, residual, weight, bias, 1e-5, kind, True))
     opcheck(torch.ops.hybridmap.add_norm, (x, None, weight, None, 1e-5, kind, False))
+
+
+@quietly
+@pytest.mark.parametrize("directions", [1, 2])
+def test_mamba_inner_passes_opcheck(directions: int) -> None:
+    xz, *parameters = inner_problem(2, 18, 6, 4, 2, directions=directions)
+    second = parameters[7:] or [None] * 7
+    opcheck(torch.ops.hybridmap.mamba_inner, (xz, *parameters[:7], *second, 0.5, True))
+    opcheck(torch.ops.hybridmap.mamba_inner, (xz.detach(), *parameters[:7], *second, 0.5, False))
 
 
 class Layer(nn.Module):

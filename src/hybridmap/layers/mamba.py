@@ -28,38 +28,32 @@ from hybridmap import ops
 from hybridmap.errors import UserError
 from hybridmap.layers.decay import state_parameter
 
-ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it already is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def convolve(x: Float[Tensor, "B L E"], conv: nn.Conv1d, *, reverse: bool = False) -> Float[Tensor, "B L E"]:
-    """c: the causal (or, reversed, anti-causal) depthwise convolution with SiLU."""
-    bias = None if conv.bias is None else at_least_float32(conv.bias)
-    return ops.causal_conv1d(x, at_least_float32(conv.weight).squeeze(1), bias, silu=True, reverse=reverse)
+def scan_parameters(
+    conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Float[Tensor, "E S"], D: Float[Tensor, "E"]
+) -> ops.Parameters:
+    """What ``ops.mamba_inner`` needs of one direction's modules."""
+    return ops.Parameters(
+        taps=conv.weight.squeeze(1),
+        taps_bias=conv.bias,
+        x_proj=x_proj.weight,
+        dt_proj=dt_proj.weight,
+        A=-at_least_float32(A_log).exp(),
+        D=D,
+        bias=dt_proj.bias,
+    )
 
 
-def scan_inputs(
-    c: Float[Tensor, "B L E"],
-    x_proj: nn.Linear,
-    dt_proj: nn.Linear,
-    A_log: Float[Tensor, "E S"],
-    D: Float[Tensor, "E"],
-) -> ScanInputs:
-    """From c to what the scan of one direction needs: (c, raw dt, A, B, C, D, bias of dt)."""
-    states = A_log.shape[1]
-    delta, B, C = x_proj(c).split([dt_proj.in_features, states, states], dim=-1)
-    dt = F.linear(delta, dt_proj.weight)
-    return c, dt, -at_least_float32(A_log).exp(), B, C, at_least_float32(D), at_least_float32(dt_proj.bias)
-
-
-def scan(inputs: ScanInputs, z: Float[Tensor, "B L E"], **options: Any) -> Any:
-    """One direction, gated: ``selective_scan`` of what :func:`scan_inputs` prepared."""
-    c, dt, A, B, C, D, bias = inputs
-    return ops.selective_scan(c, dt, A, B, C, D=D, z=z, bias=bias, **options)
+def scan_inputs(c: Float[Tensor, "B L E"], p: ops.Parameters) -> tuple[Tensor, ...]:
+    """From the convolution's output to what the scan of one direction needs: (c, raw dt, A, B, C, D, bias of dt)."""
+    states = p.A.shape[1]
+    delta, B, C = F.linear(c, p.x_proj).split([p.dt_proj.shape[1], states, states], dim=-1)
+    return c, F.linear(delta, p.dt_proj), p.A, B, C, p.D, p.bias
 
 
 def init_A_log(inner: int, d_state: int, device: torch.device | str | None = None) -> nn.Parameter:
@@ -92,10 +86,9 @@ class Direction(nn.Module):
         self.D = state_parameter(nn.Parameter(torch.ones(inner)))
         init_dt(self.dt_proj)
 
-    def forward(self, x: Float[Tensor, "B L E"]) -> ScanInputs:
-        """What :func:`scan` needs, from this direction's half of the input projection."""
-        c = convolve(x, self.conv, reverse=self.reverse)
-        return scan_inputs(c, self.x_proj, self.dt_proj, self.A_log, self.D)
+    def parameters_of_scan(self) -> ops.Parameters:
+        """For ``ops.mamba_inner``."""
+        return scan_parameters(self.conv, self.x_proj, self.dt_proj, self.A_log, self.D)
 
 
 class MambaMixer(nn.Module):
@@ -156,18 +149,23 @@ class MambaMixer(nn.Module):
 
     def forward(self, u: Float[Tensor, "B L D"], causal: bool = False) -> Float[Tensor, "B L D"]:
         """``causal=True`` scans forward only, so that token t sees no later one."""
-        x, z = self.in_proj(u).chunk(2, dim=-1)  # each (B, L, E)
-        forward = self.dirs["fwd"](x)
+        xz = self.in_proj(u)  # (B, L, 2 E)
+        fwd, *rest = (direction.parameters_of_scan() for direction in self.directions)
         if causal or self.variant == "uni":
-            y = scan(forward, z)
+            y = ops.mamba_inner(xz, fwd)
         elif self.variant == "v1":
-            c, dt, _, *rest = forward
-            backward = (c, dt, -at_least_float32(self.dirs["bwd"]["A_log"]).exp(), *rest)  # pyright: ignore[reportIndexIssue]
-            y = ops.bidirectional_scan(forward, backward, z, scale=self.scale)
+            y = self._scan_twice(xz, fwd)
         else:
-            y = ops.bidirectional_scan(forward, self.dirs["bwd"](x), z, scale=self.scale)
+            y = ops.mamba_inner(xz, fwd, *rest, scale=self.scale)
         out = self.out_proj(y)
         return out if self.gamma is None else out * self.gamma
+
+    def _scan_twice(self, xz: Float[Tensor, "B L E2"], fwd: ops.Parameters) -> Float[Tensor, "B L E"]:
+        """v1: what was convolved and projected once is scanned both ways, backwards with an A of its own."""
+        x, z = xz.chunk(2, dim=-1)
+        c, dt, A, *rest = scan_inputs(ops.causal_conv1d(x, fwd.taps, fwd.taps_bias), fwd)
+        A_b = -at_least_float32(self.dirs["bwd"]["A_log"]).exp()  # pyright: ignore[reportIndexIssue]
+        return ops.bidirectional_scan((c, dt, A, *rest), (c, dt, A_b, *rest), z, scale=self.scale)
 
 
 @dataclass
@@ -232,11 +230,11 @@ class Mamba(nn.Module):
             cache = self._cache_of(inference_params, hidden_states.shape[0])
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, *cache)[0]
-        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)  # each (B, L, E)
-        inputs = self._scan_inputs(convolve(x, self.conv1d))
+        xz = self.in_proj(hidden_states)  # (B, L, 2 E)
         if cache is None:
-            return self.out_proj(scan(inputs, z))
-        y, last_state = scan(inputs, z, return_last_state=True)
+            return self.out_proj(ops.mamba_inner(xz, self._parameters_of_scan()))
+        x, z = xz.chunk(2, dim=-1)  # each (B, L, E)
+        y, last_state = self._scan(x, z)
         with torch.no_grad():
             conv_state, ssm_state = cache
             conv_state.copy_(F.pad(x.transpose(1, 2), (self.d_conv - x.shape[1], 0)))
@@ -257,8 +255,7 @@ class Mamba(nn.Module):
             )
         x, z = self.in_proj(hidden_states).chunk(2, dim=-1)  # each (B, 1, E)
         window = torch.cat([conv_state[:, :, 1:].transpose(1, 2), x.to(conv_state.dtype)], dim=1)  # (B, W, E)
-        newest = convolve(window.to(x.dtype), self.conv1d)[:, -1:]  # (B, 1, E)
-        y, last_state = scan(self._scan_inputs(newest), z, h0=ssm_state, return_last_state=True)
+        y, last_state = self._scan(window.to(x.dtype), z, h0=ssm_state)
         with torch.no_grad():
             conv_state.copy_(window.transpose(1, 2))
             ssm_state.copy_(last_state)
@@ -277,8 +274,17 @@ class Mamba(nn.Module):
         state_dtype = torch.promote_types(dtype, torch.float32)
         return conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, device=weight.device, dtype=state_dtype)
 
-    def _scan_inputs(self, c: Float[Tensor, "B L E"]) -> ScanInputs:
-        return scan_inputs(c, self.x_proj, self.dt_proj, self.A_log, self.D)
+    def _parameters_of_scan(self) -> ops.Parameters:
+        return scan_parameters(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+
+    def _scan(
+        self, x: Float[Tensor, "B W E"], z: Float[Tensor, "B L E"], h0: Tensor | None = None
+    ) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B E S"]]:
+        """Gated output and last state for the newest L tokens of ``x``; the earlier ones only reach the convolution."""
+        p = self._parameters_of_scan()
+        newest = ops.causal_conv1d(x, p.taps, p.taps_bias)[:, -z.shape[1] :]
+        c, dt, A, B, C, D, bias = scan_inputs(newest, p)
+        return ops.selective_scan(c, dt, A, B, C, D=D, z=z, bias=bias, h0=h0, return_last_state=True)
 
     def _cache_of(self, inference_params: Any, batch_size: int) -> tuple[Tensor, Tensor]:
         if self.layer_idx is None:

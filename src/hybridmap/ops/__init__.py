@@ -9,15 +9,18 @@ from hybridmap.ops.add_norm import add_norm
 from hybridmap.ops.backend import active, show_config, use_backend
 from hybridmap.ops.causal_conv1d import causal_conv1d, causal_conv1d_fn
 from hybridmap.ops.check import check_kernels
+from hybridmap.ops.mamba_inner import Parameters, mamba_inner
 from hybridmap.ops.selective_scan import bidirectional_scan, selective_scan, selective_scan_fn
 
 __all__ = [
+    "Parameters",
     "active",
     "add_norm",
     "bidirectional_scan",
     "causal_conv1d",
     "causal_conv1d_fn",
     "check_kernels",
+    "mamba_inner",
     "selective_scan",
     "selective_scan_fn",
     "show_config",

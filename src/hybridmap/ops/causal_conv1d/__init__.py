@@ -61,7 +61,8 @@ def causal_conv1d_fn(
     return causal_conv1d(x.mT, weight, bias, silu=activation is not None).mT.contiguous()
 
 
-def _performer(x: Tensor) -> ModuleType:
+def performer(x: Tensor) -> ModuleType:
+    """Who computes: ``forward`` and ``backward`` with the signatures of ``cpu.py``."""
     return native if backend.compiled("causal_conv1d", x.device, x.dtype) else cpu
 
 
@@ -71,7 +72,7 @@ def _performer(x: Tensor) -> ModuleType:
     schema="(Tensor x, Tensor w, Tensor? b, bool silu, bool reverse) -> Tensor",
 )
 def _causal_conv1d(x, w, b, silu, reverse):
-    return _performer(x).forward(x, w, b, silu, reverse)
+    return performer(x).forward(x, w, b, silu, reverse)
 
 
 @_causal_conv1d.register_fake
@@ -85,7 +86,7 @@ def _(x, w, b, silu, reverse):
     schema="(Tensor dout, Tensor x, Tensor w, Tensor? b, bool silu, bool reverse) -> (Tensor dx, Tensor dw, Tensor db)",
 )
 def _causal_conv1d_bwd(dout, x, w, b, silu, reverse):
-    return _performer(x).backward(dout, x, w, b, silu, reverse)
+    return performer(x).backward(dout, x, w, b, silu, reverse)
 
 
 @_causal_conv1d_bwd.register_fake

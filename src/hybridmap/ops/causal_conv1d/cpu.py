@@ -24,10 +24,20 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -
     return out
 
 
-def backward(dout: Tensor, x: Tensor, w: Tensor, b: Tensor | None, silu: bool, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (dx, dw, db), the last of no elements without a bias."""
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    *,
+    into: Tensor | None = None,
+    add: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (dx, dw, db), the last of no elements without a bias; dx is written ``into`` a given tensor, or added to it."""
     taps = _taps(w)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if into is None else into
     dtaps = torch.zeros_like(taps)
     db = w.new_zeros(0 if b is None else b.shape[0])
     for rows in _blocks(x):
@@ -43,7 +53,7 @@ def backward(dout: Tensor, x: Tensor, w: Tensor, b: Tensor | None, silu: bool, r
             dtaps[back] += (du[:, now] * values[:, then]).flatten(0, 1).sum(0)
         if b is not None:
             db += du.flatten(0, 1).sum(0)
-        dx[rows] = dvalues
+        dx[rows] = dvalues.add_(dx[rows]) if add else dvalues
     return dx, dtaps.flip(0).mT.clone(memory_format=torch.contiguous_format), db
 
 

@@ -99,7 +99,7 @@ def selective_scan(
     else:
         x, dt, A, B, C, D, bias = direction
         h0 = None if h0 is None else h0.to(torch.float32)
-        keep = _keeps_states(*direction, z, h0)
+        keep = keeps_states(*direction, z, h0)
         out, last, _ = _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, keep)
     return (out, last) if return_last_state else out
 
@@ -130,7 +130,7 @@ def bidirectional_scan(
         )
     if backend.by_reference(first.x.device, first.x.dtype):
         return reference.bidirectional_scan(first, second, z, softplus=softplus, scale=scale)
-    out, _ = _bidirectional_scan(*first, *second, z, softplus, scale, _keeps_states(*first, *second, z))
+    out, _ = _bidirectional_scan(*first, *second, z, softplus, scale, keeps_states(*first, *second, z))
     return out
 
 
@@ -245,7 +245,7 @@ def _parameters_wide(d: Direction) -> Direction:
     return d._replace(A=d.A.to(wide), D=D, bias=bias)
 
 
-def _keeps_states(*tensors: Tensor | None) -> bool:
+def keeps_states(*tensors: Tensor | None) -> bool:
     """Whether the forward pass keeps what the backward pass starts from: only where one may come, and never in an export.
 
     The number of kept states would tie an exported program to a range of lengths; a backward pass that finds none recomputes.
@@ -289,9 +289,14 @@ def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
         raise UserError(f"The scan expects float32, bfloat16, float16 or float64, but x is {x.dtype}; cast it to float32.")
 
 
-def _performer(x: Tensor) -> ModuleType:
-    """Who computes: both keep the same states, so that either may take the backward pass."""
+def performer(x: Tensor) -> ModuleType:
+    """Who computes, with the signatures of ``cpu.py``: all keep the same states, so that either may take the backward pass."""
     return native if backend.compiled("selective_scan", x.device, x.dtype) else cpu
+
+
+def kept_states(x: Tensor, states: int, channels: int, directions: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Shape of what the scan of (batch, L, E) tokens keeps for its backward pass: the state before every chunk."""
+    return (x.shape[1] + cpu.CHUNK - 1) // cpu.CHUNK, *directions, x.shape[0], states, channels
 
 
 # The operators. ``ckpt`` holds the state before every CHUNK tokens, (chunks, batch, S, E), with a leading axis of the two
@@ -308,7 +313,7 @@ _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
 )
 def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     start = None if h0 is None else h0.unsqueeze(0)
-    out, last, kept = _performer(x).forward(
+    out, last, kept = performer(x).forward(
         [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=save_ckpt, end=True
     )
     assert last is not None
@@ -318,10 +323,8 @@ def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale
 @_selective_scan.register_fake
 def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     wide = torch.promote_types(x.dtype, torch.float32)
-    batch, length, channels = x.shape
-    chunks = (length + cpu.CHUNK - 1) // cpu.CHUNK
-    ckpt = (chunks, batch, A.shape[1], channels) if save_ckpt else (0,)
-    return x.new_empty(x.shape), x.new_empty((batch, *A.shape), dtype=wide), x.new_empty(ckpt, dtype=wide)
+    ckpt = kept_states(x, A.shape[1], x.shape[2]) if save_ckpt else (0,)
+    return x.new_empty(x.shape), x.new_empty((x.shape[0], *A.shape), dtype=wide), x.new_empty(ckpt, dtype=wide)
 
 
 @torch.library.custom_op(
@@ -332,7 +335,7 @@ def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
 )
 def _selective_scan_bwd(dout, dlast_state, ckpt, x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale):
     after, start = (None if h is None else h.unsqueeze(0) for h in (dlast_state, h0))
-    (d,), dz, dh0 = _performer(x).backward(
+    (d,), dz, dh0 = performer(x).backward(
         dout,
         after,
         ckpt.unsqueeze(1) if ckpt.numel() else None,
@@ -381,7 +384,7 @@ _PAIR_INPUTS = ", ".join(
 )
 def _bidirectional_scan(*args):
     *tensors, z, softplus, out_scale, save_ckpt = args
-    out, _, kept = _performer(tensors[0]).forward(
+    out, _, kept = performer(tensors[0]).forward(
         [Direction(*tensors[:7]), Direction(*tensors[7:])],
         [False, True],
         z,
@@ -396,8 +399,7 @@ def _bidirectional_scan(*args):
 @_bidirectional_scan.register_fake
 def _(*args):
     x, A, save_ckpt = args[0], args[2], args[-1]
-    batch, length, channels = x.shape
-    ckpt = ((length + cpu.CHUNK - 1) // cpu.CHUNK, 2, batch, A.shape[1], channels) if save_ckpt else (0,)
+    ckpt = kept_states(x, A.shape[1], x.shape[2], (2,)) if save_ckpt else (0,)
     return x.new_empty(x.shape), x.new_empty(ckpt, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
@@ -412,7 +414,7 @@ def _bidirectional_scan_bwd(*args):
     dout, ckpt, *tensors, z, softplus, out_scale = args
     directions = [Direction(*tensors[:7]), Direction(*tensors[7:])]
     kept = ckpt if ckpt.numel() else None
-    gradients, dz, _ = _performer(dout).backward(
+    gradients, dz, _ = performer(dout).backward(
         dout, None, kept, directions, [False, True], z, None, softplus=softplus, scale=out_scale
     )
     return tuple(dout.new_empty(0) if v is None else v for v in (*gradients[0], *gradients[1], dz))

@@ -186,17 +186,19 @@ def backward(
     *,
     softplus: bool,
     scale: float,
+    dz: Tensor | None = None,
 ) -> tuple[list[Direction], Tensor | None, Tensor | None]:
     """Return the gradients of every direction's tensors, of z, and of h0; ``dlast`` is (directions, batch, E, S).
 
-    Without the ``kept`` states of the forward pass, they are computed again.
+    Without the ``kept`` states of the forward pass, they are computed again. The gradient of z is written into ``dz`` if given.
     """
     if kept is None:
         _, _, kept = forward(directions, reverse, z, h0, softplus=softplus, scale=scale, keep=True)
     scan = _Scan(directions, reverse, softplus, buffers=3)
     like = [[torch.empty(v.shape, dtype=v.dtype, device=scan.device) for v in (d.x, d.dt, d.B, d.C)] for d in directions]
     to_x, to_dt, to_B, to_C = zip(*like, strict=True)
-    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=scan.device)
+    if z is not None and dz is None:
+        dz = torch.empty(z.shape, dtype=z.dtype, device=scan.device)
     dh0 = None if h0 is None else scan.start(dlast)
     dA = torch.zeros_like(scan.A).squeeze(1)  # directions S E
     dD, dbias = scan.new(2, len(directions), scan.width).zero_()
