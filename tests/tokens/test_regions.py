@@ -190,3 +190,11 @@ def test_a_given_vector_of_another_length_is_refused() -> None:
     for ask in (lambda: regions(patches_of((2, 3)), None), lambda: regions.sizes(patches_of((2, 3)))):
         with pytest.raises(UserError, match="have 2 ranks, but there are 6 patches"):
             ask()
+
+
+@pytest.mark.parametrize("kind", ["mae", "local_mae", "map", "ar"])
+def test_one_relation_serves_a_batch_that_shares_its_order(kind: str) -> None:
+    shared = Rows.Config().build()(partition(torch.zeros(3, 1, 4, 6), 1))
+    assert permission(shared, kind).shape == (1, 1, 24, 24)  # pyright: ignore[reportArgumentType]
+    own = permission(shared.contiguous(), kind)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(own, permission(shared, kind).expand_as(own))  # pyright: ignore[reportArgumentType]

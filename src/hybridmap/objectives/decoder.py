@@ -72,7 +72,7 @@ class Decoder(nn.Module, Configurable):
 
     @abstractmethod
     def forward(
-        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "B 1 N N"] | None
+        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "#B 1 N N"] | None
     ) -> Float[Tensor, "B N P"]:
         """Predict the values of all patches, by position in the scan. ``allowed``: who may look at whom, None = all at all."""
 
@@ -103,7 +103,7 @@ class MAPDecoder(Decoder):
         nn.init.normal_(self.pos_embed, std=0.02)
 
     def forward(
-        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "B 1 N N"] | None
+        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "#B 1 N N"] | None
     ) -> Float[Tensor, "B N P"]:
         x = self.place(self.embed(features.patches), mask, patches)
         for block in self.layers:
@@ -140,7 +140,7 @@ class MAEDecoder(Decoder):
         self._initialise()
 
     def forward(
-        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "B 1 N N"] | None
+        self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "#B 1 N N"] | None
     ) -> Float[Tensor, "B N P"]:
         x = self.place(self.embed(features.patches), mask, patches)
         count = features.prefix.shape[1] if self.config.prefix and allowed is None else 0

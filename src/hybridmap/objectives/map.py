@@ -88,7 +88,7 @@ class MAP(Objective):
         seen = self.backbone.encode_visible(patches, mask)
         return self.decoder(seen, mask, patches, self.allowed(patches, mask))
 
-    def allowed(self, patches: Patches, mask: Mask | None = None) -> Bool[Tensor, "B 1 N N"] | None:
+    def allowed(self, patches: Patches, mask: Mask | None = None) -> Bool[Tensor, "#B 1 N N"] | None:
         """Who may look at whom in the decoder; None where everybody may look at everybody."""
         if self.config.decoder_mask == "mae":
             return None

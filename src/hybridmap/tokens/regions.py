@@ -37,17 +37,19 @@ DecoderMask = Literal["ar", "mae", "local_mae", "map"]
 """What a patch may look at while it is predicted, see :func:`permission`."""
 
 
-def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "B 1 N N"]:
+def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "#B 1 N N"]:
     """Which patches (last axis) each patch (the axis before it) may look at while it is predicted.
 
     "mae": all; "local_mae": its own region; "map": its own and earlier regions; "ar": itself and earlier patches, where the
     order is by rank and, inside a region, by position in the scan. The diagonal is always allowed, so that softmax never meets
-    an empty row. Whether a patch is masked plays no part.
+    an empty row. Whether a patch is masked plays no part. Where all samples share one row of ranks (an expanded tensor, as
+    partitions of images return it), one N x N relation comes back for all of them.
     Source: MAP (arXiv:2410.00871), Figure 6; yunzeliu/MAP:models_mamba.py.
 
     Raises:
         UserError: for an unknown kind.
     """
+    rank = _one_row(rank)
     if kind == "ar":
         rank = prediction_order(rank)
     query, key = rank[:, None, :, None], rank[:, None, None, :]
@@ -58,6 +60,11 @@ def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "B 1
     if kind in ("map", "ar"):
         return key <= query
     raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {kind!r}")
+
+
+def _one_row(shared: Int[Tensor, "B N"]) -> Int[Tensor, "#B N"]:
+    """The first row where the batch is that row again and again, (1, N); else all of them."""
+    return shared[:1] if shared.stride(0) == 0 else shared
 
 
 def prediction_order(rank: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
@@ -107,7 +114,7 @@ class GridRegions(Regions):
         return self._ranks(torch.arange(grid[0] * grid[1], device="cpu"), grid)
 
     def __call__(self, patches: Patches, mask: Mask | None = None) -> Int[Tensor, "B N"]:
-        return self._ranks(patches.source, self._grid(patches))
+        return self._ranks(_one_row(patches.source), self._grid(patches)).expand_as(patches.source)
 
     def sizes(self, patches: Patches) -> tuple[int, ...]:
         grid = self._grid(patches)

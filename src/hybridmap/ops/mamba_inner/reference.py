@@ -38,6 +38,6 @@ def mamba_inner(
         delta, B, C = F.linear(c, p.x_proj).split([p.dt_proj.shape[1], states, states], -1)
         inputs.append((c, F.linear(delta, p.dt_proj), p.A, B, C, p.D, p.bias))
     if len(inputs) == 2:
-        return bidirectional_scan(*inputs, z, scale=scale)
+        return bidirectional_scan(inputs[0], inputs[1], z, scale=scale)
     c, dt, A, B, C, D, bias = inputs[0]
     return selective_scan(c, dt, A, B, C, D=D, z=z, bias=bias, out_scale=scale)
