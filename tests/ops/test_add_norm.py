@@ -14,15 +14,16 @@ from hybridmap.ops import add_norm, use_backend
 from hybridmap.ops.check import ACTIVATION_GRADIENT, OUTPUT, PARAMETER_GRADIENT
 
 KINDS = ["rms", "layer"]
+BACKENDS = ["reference", "torch"]
 
 
-def problem(*, residual=True, bias=True, dtype=torch.float64, stream=None, device="cpu") -> list[Tensor | None]:
+def problem(*, residual=True, bias=True, dtype=torch.float64, stream=None, device="cpu", width=24) -> list[Tensor | None]:
     wide = torch.promote_types(dtype, torch.float32)
     tensors = [
-        torch.randn(3, 7, 24).to(device, dtype),
-        torch.randn(3, 7, 24).to(device, stream or wide) if residual else None,
-        torch.randn(24).to(device, wide),
-        torch.randn(24).to(device, wide) if bias else None,
+        torch.randn(3, 7, width).to(device, dtype),
+        torch.randn(3, 7, width).to(device, stream or wide) if residual else None,
+        torch.randn(width).to(device, wide),
+        torch.randn(width).to(device, wide) if bias else None,
     ]
     return [None if t is None else t.requires_grad_() for t in tensors]
 
@@ -47,10 +48,14 @@ def test_reference_agrees_with_finite_differences(kind: str, residual: bool, bia
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_meets_the_float64_reference(kind: str, dtype: torch.dtype, device: str) -> None:
-    for residual, bias in itertools.product((True, False), repeat=2):
-        tensors = problem(residual=residual, bias=bias, dtype=dtype, device=device)
-        values = outcome(tensors, dtype, kind=kind)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_meets_the_float64_reference(backend: str, kind: str, dtype: torch.dtype, device: str) -> None:
+    for residual, bias, width in itertools.product((True, False), (True, False), (1, 24, 37)):
+        tensors = problem(residual=residual, bias=bias, dtype=dtype, device=device, width=width)
+        if kind == "layer" and width == 1:
+            continue  # a single number has no deviation
+        with use_backend(backend):
+            values = outcome(tensors, dtype, kind=kind)
         truth = outcome([None if t is None else t.detach().double().cpu().requires_grad_() for t in tensors], dtype, kind=kind)
         normed, summed, *gradients = values
         assert normed.dtype == dtype
@@ -62,7 +67,7 @@ def test_it_meets_the_float64_reference(kind: str, dtype: torch.dtype, device: s
             assert relative(g, t) <= (ACTIVATION_GRADIENT if leaf.dtype == dtype else PARAMETER_GRADIENT)[dtype]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_it_equals_the_norms_of_torch(backend: str) -> None:
     x, residual, weight, bias = problem(dtype=torch.float32)
     with use_backend(backend):
@@ -73,7 +78,7 @@ def test_it_equals_the_norms_of_torch(backend: str) -> None:
     torch.testing.assert_close(layer, F.layer_norm(x + residual, (24,), weight, bias, 1e-6))
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_stream_stays_wide_unless_told_otherwise(backend: str) -> None:
     x, residual, weight, _ = problem(dtype=torch.bfloat16, stream=torch.bfloat16)
     with use_backend(backend):
@@ -91,7 +96,8 @@ def test_either_output_may_go_unused(kind: str, used: int) -> None:
     tensors = problem(dtype=torch.float32)
     with use_backend("reference"):
         expected = torch.autograd.grad(add_norm(*tensors, kind=kind)[used].square().sum(), tensors, materialize_grads=True)
-    values = torch.autograd.grad(add_norm(*tensors, kind=kind)[used].square().sum(), tensors, materialize_grads=True)
+    with use_backend("torch"):
+        values = torch.autograd.grad(add_norm(*tensors, kind=kind)[used].square().sum(), tensors, materialize_grads=True)
     for value, truth in zip(values, expected, strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-5)
 
@@ -112,3 +118,23 @@ def test_inputs_are_not_written_to_and_no_output_is_an_input(kind: str) -> None:
 def test_an_empty_batch_passes_through() -> None:
     normed, summed = add_norm(torch.zeros(0, 5, 8), None, torch.ones(8))
     assert normed.shape == summed.shape == (0, 5, 8)
+
+
+def test_a_narrow_stream_is_added_to_in_float32() -> None:
+    """float16 inputs on a bfloat16 stream, kept in its dtype."""
+    tensors = problem(dtype=torch.float16, stream=torch.bfloat16, width=37)
+    with use_backend("cpu"):
+        values = outcome(tensors, torch.bfloat16, residual_in_fp32=False)
+    with use_backend("reference"):
+        truth = outcome(tensors, torch.bfloat16, residual_in_fp32=False)
+    for value, expected in zip(values, truth, strict=True):
+        assert value.dtype == expected.dtype
+        assert relative(value, expected) <= 5e-3
+
+
+def test_a_row_with_nan_stays_alone() -> None:
+    x = torch.randn(4, 37)
+    x[2, 5] = torch.nan
+    with use_backend("cpu"):
+        normed, _ = add_norm(x, None, torch.ones(37), kind="layer")
+    assert normed.isnan().all(1).tolist() == [False, False, True, False]
