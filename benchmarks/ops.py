@@ -43,14 +43,14 @@ def extra_bytes(name: str) -> float:
         outcome(known[name], problem.inputs)
 
     step(Shape(1, 2, 3, 4))  # what is loaded once is not counted
-    return peak_growth(lambda: step(Shape()), CPU)
+    return peak_growth(lambda: step(Shape()))
 
 
 def main() -> int:
     """Measure, print, and write a CSV file when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="also write the table there")
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds; what is very slow takes part in two at most")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds; what is very slow takes part in three at most")
     options = parser.parse_args()
     torch.set_num_threads(1)
     problem, known = scan(Shape())

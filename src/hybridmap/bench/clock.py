@@ -21,7 +21,8 @@ import torch
 T = TypeVar("T")
 
 _SLOW = 100
-"""A contestant that needs this many times the fastest one's time is measured twice at most."""
+"""A contestant that needs this many times the fastest one's time takes part in ``_FEW`` rounds only."""
+_FEW = 3
 _QUEUED = 0.01
 """Seconds that a measurement on CUDA fills with calls."""
 
@@ -59,11 +60,11 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, device: torc
     if device.type == "cuda":  # where the very first call has built kernels
         first = {name: seconds(run, device) for name, run in runs.items()}
     calls = {name: min(math.ceil(_QUEUED / took), 100) if device.type == "cuda" else 1 for name, took in first.items()}
-    slow = {name for name, took in first.items() if took > _SLOW * min(first.values())}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds):
+        patience = _SLOW * min((min(times) for times in taken.values() if times), default=math.inf)
         for name, run in runs.items():
-            if turn < 2 or name not in slow:
+            if turn < _FEW or min(taken[name]) <= patience:
                 taken[name].append(seconds(run, device, calls[name]))
     return {name: statistics.median(times) for name, times in taken.items()}
 
@@ -74,24 +75,26 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def peak_growth(run: Callable[[], object], device: torch.device) -> float:
-    """Bytes by which a call lifts the memory in use at its worst moment: the resident size of this process, or the allocator's.
+def peak_growth(run: Callable[[], object]) -> float:
+    """Bytes by which a call lifts the resident size of this process at its worst moment; NaN where the system does not say it.
 
-    NaN where the system does not say (Linux and CUDA do). On a CPU this is meaningful in a fresh process only: memory that was
-    used before and given back to the allocator is not seen.
+    Meaningful in a fresh process: memory that was used before and given back to the allocator is not seen. Linux says it.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return float(torch.cuda.max_memory_allocated(device) - before)
     reset = Path("/proc/self/clear_refs")
-    if device.type != "cpu" or not reset.exists():
+    if not reset.exists():
         return math.nan
     reset.write_text("5")  # the peak starts again at the present size
     before = _resident("VmRSS")
     run()
     return _resident("VmHWM") - before
+
+
+def peak_allocated(run: Callable[[], object], device: torch.device) -> float:
+    """Bytes allocated on a CUDA device at the worst moment of a second call, what was there before included."""
+    run()
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return float(torch.cuda.max_memory_allocated(device))
 
 
 def _resident(field: str) -> float:

@@ -27,8 +27,8 @@ Direction = Literal["forward", "training forward", "backward", "forward + backwa
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Relative distance from the formula, in float32, beyond which a contestant computes something else."""
-_OPERATIONS: dict[Direction, int] = {"forward": 15, "forward + backward": 41}
-"""Vector operations per token, channel and state, by instruction count of a CPU kernel: exponential, recurrence, sums."""
+_OPERATIONS: dict[Direction, int] = {"forward": 15, "training forward": 15, "backward": 26, "forward + backward": 41}
+"""Multiply-adds per token, channel and state that a CPU kernel was counted to need for exponential, recurrence and sums."""
 
 
 class Shape(NamedTuple):
@@ -170,10 +170,10 @@ def race(problem: Problem, taking_part: Sequence[Contestant], directions: Sequen
                 raise
             failed[contestant.name] = f"not available: {_first_line(error)}"
     for name, make in _floors(problem).items():
-        ready[name] = {d: run for d in directions if (run := make(d)) is not None}
+        ready[name] = {d: make(d) for d in directions}
     taken: dict[str, dict[Direction, float]] = {name: {} for name in ready}
     for direction in directions:
-        runs = {name: by_direction[direction] for name, by_direction in ready.items() if direction in by_direction}
+        runs = {name: by_direction[direction] for name, by_direction in ready.items()}
         for name, took in in_turns(runs, rounds, device).items():
             taken[name][direction] = took
     rows = [Row(problem.operator, name, times) for name, times in taken.items()]
@@ -237,8 +237,8 @@ def _run(contestant: Contestant, inputs: Sequence[Tensor], direction: Direction)
     return backward
 
 
-def _floors(problem: Problem) -> dict[str, Callable[[Direction], Callable[[], object] | None]]:
-    """Floor -> what is timed for a direction, None where it says nothing about it."""
+def _floors(problem: Problem) -> dict[str, Callable[[Direction], Callable[[], object]]]:
+    """Floor -> what is timed for a direction."""
     inputs, device = problem.inputs, problem.inputs[0].device
     with torch.no_grad():
         outputs = _outputs(Contestant("", problem.call), inputs)
@@ -250,16 +250,14 @@ def _floors(problem: Problem) -> dict[str, Callable[[Direction], Callable[[], ob
         source, target = (torch.zeros(moved // 2, dtype=torch.uint8, device=device) for _ in range(2))
         return lambda: target.copy_(source)
 
-    def arithmetic(direction: Direction) -> Callable[[], object] | None:
-        if direction not in _OPERATIONS:
-            return None
+    def arithmetic(direction: Direction) -> Callable[[], object]:
         side = 512
         left = torch.randn(side, side)
         right = torch.randn(side, max(problem.updates * _OPERATIONS[direction] // side**2, 1))
         result = left @ right
         return lambda: torch.mm(left, right, out=result)
 
-    floors: dict[str, Callable[[Direction], Callable[[], object] | None]] = {"floor: copy of its bytes": copy}
+    floors: dict[str, Callable[[Direction], Callable[[], object]]] = {"floor: copy of its bytes": copy}
     if problem.updates and device.type == "cpu":  # elsewhere exponentials are no multiply-adds
         floors["floor: its arithmetic in a product"] = arithmetic
     return floors

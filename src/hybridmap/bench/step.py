@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridmap import ops
-from hybridmap.bench.clock import elapsed, in_fresh_process, in_turns, mark, peak_growth
+from hybridmap.bench.clock import elapsed, in_fresh_process, in_turns, mark, peak_allocated, peak_growth
 from hybridmap.bench.products import Product, operations, products_of, replay
 from hybridmap.ops.backend import Backend
 from hybridmap.train.loop import DTYPES, build_learner, reproducible
@@ -108,7 +109,7 @@ class Measured:
     shares: dict[str, float]
     """Kind of operation -> share of the operators' time, uncompiled."""
     memory: dict[str, float]
-    """Peak in bytes, by name as in ``seconds``: weights, gradients, optimiser and activations."""
+    """Peak in bytes, by name as in ``seconds``: weights, gradients, optimiser and activations together."""
 
     @property
     def images_per_s(self) -> float:
@@ -128,7 +129,10 @@ class Measured:
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, plain: bool = True, memory: bool = True) -> Measured:
     """Take a recipe's step apart: in turns with the same step by plain PyTorch kernels (if ``plain``) and with its floor."""
     backends: dict[str, Backend | None] = {STEP: None, PLAIN: "torch"} if plain else {STEP: None}
-    peaks = {label: _peak(recipe, device, backend) for label, backend in backends.items()} if memory else {}
+    peaks: dict[str, float] = {}
+    if memory and device.type == "cpu":
+        threads = torch.get_num_threads()
+        peaks = {label: in_fresh_process(peak_growth_of, recipe, by, threads) for label, by in backends.items()}
     with reproducible(device, strict=False):
         step = Step(recipe, device)
         with torch.compiler.set_stance("force_eager"):
@@ -136,14 +140,16 @@ def measure(recipe: Recipe, device: torch.device, *, rounds: int, plain: bool = 
             with Ledger(device) as ledger:
                 step()
 
-        def by(backend: Backend | None) -> Any:
+        def with_kernels(backend: Backend | None) -> Callable[[], None]:
             def run() -> None:
                 with ops.use_backend(backend):
                     step()
 
             return run
 
-        runs = {label: by(backend) for label, backend in backends.items()}
+        runs = {label: with_kernels(backend) for label, backend in backends.items()}
+        if memory and device.type == "cuda":
+            peaks = {label: peak_allocated(run, device) for label, run in runs.items()}
         seconds = in_turns(runs | {FLOOR: replay(ledger.products, device)}, rounds, device)
     return Measured(
         seconds=seconds,
@@ -154,20 +160,15 @@ def measure(recipe: Recipe, device: torch.device, *, rounds: int, plain: bool = 
     )
 
 
-def _peak(recipe: Recipe, device: torch.device, backend: Backend | None) -> float:
-    if device.type == "cuda":
-        return peak_of_two_steps(recipe, str(device), backend, torch.get_num_threads())
-    return in_fresh_process(peak_of_two_steps, recipe, str(device), backend, torch.get_num_threads())
-
-
-def peak_of_two_steps(recipe: Recipe, device: str, backend: Backend | None, threads: int) -> float:
-    """Bytes in use at the worst moment, from building the learner to the end of its second step."""
+def peak_growth_of(recipe: Recipe, backend: Backend | None, threads: int) -> float:
+    """Bytes by which this process, a fresh one, grows from building the learner to the end of its second step."""
     torch.set_num_threads(threads)
+    device = torch.device("cpu")
 
     def build_and_step() -> None:
-        step = Step(recipe, torch.device(device))
+        step = Step(recipe, device)
         for _ in range(2):
             step()
 
-    with reproducible(torch.device(device), strict=False), ops.use_backend(backend):
-        return peak_growth(build_and_step, torch.device(device))
+    with reproducible(device, strict=False), ops.use_backend(backend):
+        return peak_growth(build_and_step)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +31,10 @@ class Bench(Common):
     """Also write the table there."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise UserError(f"--{field.name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,10 @@ def _prepare(options: Bench) -> torch.device:
 
 
 def _machine(options: Bench, device: torch.device) -> dict[str, Any]:
-    return {"device": str(device), "threads": options.threads, "rounds": options.rounds}
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {capability}"
+    facts = {"device": f"{device.type} ({name})", "threads": options.threads, "rounds": options.rounds}
+    return facts | {"torch": torch.__version__}
 
 
 def _show(sheet: Any, facts: dict[str, Any], options: Bench) -> None:
