@@ -46,7 +46,7 @@ def demo_table(results: dict[str, Any]) -> str:
 
 def speed_tables() -> str:
     """What ``hybridmap bench`` wrote into results/, rounded; a table that is not there is named with its command."""
-    commands = {"ops": "hybridmap bench ops --compiled", "step": "hybridmap bench step --precision fp32"}
+    commands = {"ops": "hybridmap bench ops --compiled", "step": "hybridmap bench step --precision fp32 --rounds 3"}
     parts = []
     for what, command in commands.items():
         path = ROOT / "results" / f"bench_{what}.csv"
