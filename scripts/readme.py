@@ -1,4 +1,4 @@
-"""Writes what README.md shows but nobody should type: the demo's numbers, the list of commands, the figure of regions.
+"""Writes what README.md shows but nobody should type: the demo's numbers, times, the list of commands, the figure of regions.
 
 python scripts/readme.py            rewrites README.md between its marks, and docs/regions.png
 python scripts/readme.py --check    exit code 1 if README.md would change
@@ -7,6 +7,7 @@ python scripts/readme.py RUN        also takes the reconstructions of this run d
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -16,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = "docs/reconstructions.png"
 COLUMNS = ("pretrained", "untrained", "difference")
+FACTS = ("shape", "dtype", "recipe", "batch", "precision", "compiled", "device", "threads", "rounds", "torch")
+"""Columns of a bench table that are the same in each of its lines."""
 MARK = re.compile(r"(<!-- (\w+): written by [^>]*-->\n).*?(<!-- \2: end -->)", re.DOTALL)
 
 
@@ -41,6 +44,40 @@ def demo_table(results: dict[str, Any]) -> str:
     )
 
 
+def speed_tables() -> str:
+    """What ``hybridmap bench`` wrote into results/, rounded; a table that is not there is named with its command."""
+    commands = {"ops": "hybridmap bench ops --compiled", "step": "hybridmap bench step --precision fp32 --rounds 3"}
+    parts = []
+    for what, command in commands.items():
+        path = ROOT / "results" / f"bench_{what}.csv"
+        command = f"{command} --csv results/{path.name}"
+        if not path.exists():
+            parts.append(f"Not measured yet: `{command}`\n")
+            continue
+        with path.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        facts = [name for name in lines[0] if name in FACTS]
+        shown = ", ".join(f"{name} {lines[0][name]}" for name in facts)
+        columns = [name for name in lines[0] if name not in facts and any(line[name] for line in lines)]
+        parts.append(f"`{command}`: {shown}\n")
+        parts.append("| " + " | ".join(columns) + " |")
+        parts.append("|---" * len(columns) + "|")
+        parts += ["| " + " | ".join(rounded(name, line[name]) for name in columns) + " |" for line in lines]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def rounded(column: str, value: str) -> str:
+    """A number of a table, with its unit where its column does not name it; words stay as they are."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if column == "share":
+        return f"{number:.1%}"
+    return f"{number:.2f} x" if "/ " in column else f"{number:.4g}"
+
+
 def command_list() -> str:
     """One synopsis line per command."""
     from hybridmap.cli import COMMANDS
@@ -56,7 +93,7 @@ def readme(text: str) -> str:
     demo = demo_table(json.loads(measured.read_text())) if measured.exists() else "Not measured yet: make demo\n"
     if (ROOT / PICTURE).exists():
         demo += f"\n![Original, what the encoder saw, prediction, prediction pasted with the visible patches]({PICTURE})\n"
-    blocks = {"commands": command_list(), "demo": demo}
+    blocks = {"commands": command_list(), "demo": demo, "speed": speed_tables()}
     return MARK.sub(lambda found: found[1] + blocks[found[2]] + found[3], text)
 
 

@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": MODEL | {"data"},  # an exam names the images that it asks about
     "report": MODEL | {"objectives", "data"},
     "recipes": MODEL | {"objectives", "tasks", "data", "train", "convert"},
-    "cli": MODEL | {"objectives", "tasks", "data", "train", "convert", "recipes", "report", "__init__"},
+    "bench": MODEL | {"train"},
+    "cli": MODEL | {"objectives", "tasks", "data", "train", "convert", "recipes", "report", "bench", "__init__"},
     "__init__": MODEL | {"objectives", "train", "recipes"},  # those beyond MODEL when they are first used
     "__main__": {"cli"},
 }

@@ -1,118 +1,156 @@
-"""``hybridmap bench ops``: how fast the operators run here, as ratios to plain PyTorch and to the reference in the same run."""
+"""``hybridmap bench ops|step``: how fast the operators and a whole training step run here, as ratios of one run."""
 
 from __future__ import annotations
 
-import statistics
-import time
+import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import tyro
-from rich.table import Table
-from torch import Tensor
 
-from hybridmap import ops
-from hybridmap.cli.flags import Common, parse
+from hybridmap.cli.flags import Common, closest, parse
 from hybridmap.cli.output import console
-from hybridmap.cli.runs import device_named, smoke
-from hybridmap.ops.backend import Backend
+from hybridmap.cli.runs import device_named, first_word, smoke
+from hybridmap.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Common):
-    what: tyro.conf.Positional[Literal["ops"]] = "ops"
-    """What to measure."""
+class Bench(Common):
+    """What both have in common."""
+
     batch: int = 8
-    """Images, B."""
+    """Images."""
+    rounds: int = 5
+    """Measured rounds, in each of which everybody has a turn; medians are shown."""
+    threads: int = 1
+    """Threads on a CPU. One is measured by CPU time, which other load hardly changes, several by wall time."""
+    csv: Path | None = None
+    """Also write the table there."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise UserError(f"--{field.name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorOptions(Bench):
     length: int = 98
     """Tokens, L: the visible half of 14 x 14 patches."""
     width: int = 768
     """Inner width, E."""
     state: int = 16
     """State size, S."""
-    rounds: int = 9
-    """Interleaved repetitions; medians are shown."""
-    threads: int | None = None
-    """Threads on a CPU; default: torch's choice."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the activations."""
+    compiled: bool = False
+    """Let the loop over unbind, compiled by torch.compile, take part: a minute for compiling it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(Bench):
+    recipe: tyro.conf.Positional[str] = "map-base"
+    """Whose learner takes the steps; hybridmap recipes lists them."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Of the autocast regions; default: as the recipe says."""
+    compile: bool = False
+    """Compile the learner's step with torch.compile first."""
+    memory: bool = True
+    """Take the peak of memory too, in a fresh process each on a CPU."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Time forward, and forward with backward, of each operator and of its reference, in turns."""
-    options = parse(Options, arguments, "bench", "Speed of the operators, as ratios in one run.")
+    """Measure one of the two."""
+    found: dict[str, Callable[[Sequence[str]], int]] = {"ops": bench_ops, "step": bench_step}
+    what = first_word(arguments, "bench", "ops or step")
+    if what in ("-h", "--help"):
+        print(
+            "usage: hybridmap bench ops [flags]            each operator beside others that compute the same, and its floors\n"
+            "       hybridmap bench step [RECIPE] [flags]  a training step beside plain PyTorch and its products alone\n\n"
+            "hybridmap bench ops --help and hybridmap bench step --help list the flags."
+        )
+        return 0
+    if what not in found:
+        raise UserError(f"bench measures ops or step, got {what!r}; {closest(what, found, 'hybridmap bench --help')}")
+    return found[what](arguments[1:])
+
+
+def bench_ops(arguments: Sequence[str]) -> int:
+    """Every operator: ours, plain PyTorch, the formula, peers, floors."""
+    from hybridmap.bench.operators import DTYPES, Direction, Shape, contestants, problems, race
+    from hybridmap.bench.sheet import operators_sheet
+
+    options = parse(OperatorOptions, arguments, "bench ops", "Each operator beside others that compute the same, and floors.")
     if smoke():
-        options = Options(batch=1, length=8, width=16, state=4, rounds=1, threads=options.threads, device=options.device)
-    device = device_named(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    table = Table("operator", "kernel", "direction", "ms", "plain PyTorch", "reference", box=None, pad_edge=False)
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for name, make in cases(options, device).items():
-        for direction, backward in (("forward", False), ("forward + backward", True)):
-            ours, *others = compare(make, backward, options.rounds, device)
-            kernel = ops.active(name, device)
-            table.add_row(name, kernel, direction, f"{1e3 * ours:.2f}", *(f"{other / ours:.1f} x" for other in others))
-    out = console()
-    shape = f"B {options.batch}, L {options.length}, E {options.width}, S {options.state}"
-    out.print(f"{shape}, fp32, {device}, {torch.get_num_threads()} threads, median of {options.rounds} interleaved rounds")
-    out.print(table)
+        options = replace(options, batch=1, length=8, width=16, state=4, rounds=1)
+    device = _prepare(options)
+    shape = Shape(options.batch, options.length, options.width, options.state)
+    directions: tuple[Direction, ...] = ("forward", "forward + backward")
+    rows = []
+    for problem in problems(shape, DTYPES[options.dtype], device, compiled=options.compiled):
+        rows += race(problem, contestants(problem, device), directions, options.rounds)
+    facts = {"shape": "x".join(map(str, shape)), "dtype": options.dtype} | _machine(options, device)
+    _show(operators_sheet(rows, directions), facts, options)
     return 0
 
 
-def cases(options: Options, device: torch.device) -> dict[str, Callable[[], tuple[Tensor, list[Tensor]]]]:
-    """Operator -> a function that calls it once and returns its output and the inputs that get gradients."""
-    shape = (options.batch, options.length, options.width)
+def bench_step(arguments: Sequence[str]) -> int:
+    """A training step: ours, with plain PyTorch kernels, and its matrix products alone."""
+    from hybridmap import recipes
+    from hybridmap.bench.products import peak
+    from hybridmap.bench.sheet import step_sheet
+    from hybridmap.bench.step import measure
+    from hybridmap.config import override
+    from hybridmap.recipes.smoke import scale_down
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, device=device).requires_grad_()
-
-    x, dt, z = normal(*shape), normal(*shape), normal(*shape)
-    b, c = normal(*shape[:2], options.state), normal(*shape[:2], options.state)
-    a = (-torch.rand(options.width, options.state, device=device) - 0.1).requires_grad_()
-    d, bias, taps, weight = normal(options.width), normal(options.width), normal(options.width, 4), normal(options.width)
-
-    def scan() -> tuple[Tensor, list[Tensor]]:
-        inputs = [x, dt, a, b, c, d, z, bias]
-        return ops.selective_scan(x, dt, a, b, c, D=d, z=z, bias=bias), inputs
-
-    def convolution() -> tuple[Tensor, list[Tensor]]:
-        return ops.causal_conv1d(x, taps, bias), [x, taps, bias]
-
-    def norm() -> tuple[Tensor, list[Tensor]]:
-        normed, summed = ops.add_norm(x, z, weight, eps=1e-5, kind="rms")
-        return normed + summed, [x, z, weight]
-
-    return {"selective_scan": scan, "causal_conv1d": convolution, "add_norm": norm}
-
-
-def compare(
-    make: Callable[[], tuple[Tensor, list[Tensor]]], backward: bool, rounds: int, device: torch.device
-) -> tuple[float, ...]:
-    """Median seconds of the kernel in use, of plain PyTorch and of the reference, in turns after one unmeasured round."""
-
-    def once() -> float:
-        _wait(device)
-        began = time.perf_counter()
-        if backward:
-            out, inputs = make()
-            torch.autograd.grad(out.sum(), inputs)
-        else:
-            with torch.no_grad():
-                make()
-        _wait(device)
-        return time.perf_counter() - began
-
-    backends: tuple[Backend | None, ...] = (None, "torch", "reference")
-    spent: list[list[float]] = [[] for _ in backends]
-    for _ in range(rounds + 1):
-        for backend, times in zip(backends, spent, strict=True):
-            with ops.use_backend(backend):
-                times.append(once())
-    return tuple(statistics.median(times[1:]) for times in spent)
+    options = parse(StepOptions, arguments, "bench step", "A training step beside plain PyTorch and its products alone.")
+    if recipes.entry(options.recipe).kind == "exam":
+        raise UserError(f"{options.recipe} is an exam, which trains nothing; hybridmap recipes lists what does")
+    recipe = recipes.find(options.recipe)
+    if smoke():
+        recipe, options = scale_down(recipe), replace(options, batch=2, rounds=1)
+    changes: dict[str, Any] = {"train.batch_size": options.batch, "train.compile": options.compile}
+    if options.precision is not None:
+        changes["train.precision"] = options.precision
+    recipe = override(recipe, changes)
+    device = _prepare(options)
+    measured = measure(recipe, device, rounds=options.rounds, memory=options.memory)
+    facts = {"recipe": options.recipe, "batch": options.batch, "precision": recipe.train.precision}
+    _show(step_sheet(measured), facts | {"compiled": options.compile} | _machine(options, device), options)
+    out = console()
+    out.print(f"step / floor: {measured.over_floor:.2f}, {measured.operations / 1e9:.4g} GFLOP of products per step")
+    if device.type == "cuda":
+        best, whose = peak(device)
+        out.print(f"{measured.rate / 1e12:.4g} TFLOP/s, {measured.rate / best:.1%} of the card's dense bf16 peak {whose}")
+    return 0
 
 
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+def _prepare(options: Bench) -> torch.device:
+    """The device, with the threads that were asked for, once it is certain that the results can be written.
+
+    Raises:
+        OSError: if they cannot.
+    """
+    if options.csv is not None:
+        options.csv.open("a").close()
+    torch.set_num_threads(options.threads)
+    return device_named(options.device)
+
+
+def _machine(options: Bench, device: torch.device) -> dict[str, Any]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {capability}"
+    facts = {"device": f"{device.type} ({name})", "threads": options.threads, "rounds": options.rounds}
+    return facts | {"torch": torch.__version__}
+
+
+def _show(sheet: Any, facts: dict[str, Any], options: Bench) -> None:
+    out = console()
+    out.print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    out.print(sheet.table())
+    if options.csv is not None:
+        sheet.write(options.csv, facts)

@@ -32,7 +32,7 @@ from hybridmap.types import Batch
 
 log = logging.getLogger("hybridmap.train")
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PATIENCE = {"fp32": 3, "bf16": 3, "fp16": 20}
 """Non-finite steps in a row before the run goes back; in fp16 the first ones only mean that the loss is scaled too far up."""
 _LEAST_LR_SCALE = 2.0**-6
@@ -80,7 +80,7 @@ def train(
         # ------------------------------------------------------------------------------------------------------------- setup
         config, seed = recipe.train, recipe.seed
         world = opened.enter_context(join(device))
-        opened.enter_context(_reproducible(world.device, strict=config.deterministic))
+        opened.enter_context(reproducible(world.device, strict=config.deterministic))
         run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=overwrite)))
         board = config.tensorboard
         told = opened.enter_context(speaking(run if world.is_main else None, every=config.log_every, tensorboard=board))
@@ -103,7 +103,7 @@ def train(
         )
         steps, epochs = config.length(len(data.dataset))
         resuming = world.on_main(lambda: bool(run.checkpoints.paths()))
-        learner = _learner(recipe, fresh=not resuming).to(world.device)
+        learner = build_learner(recipe, fresh=not resuming).to(world.device)
         optim = recipe.optim.build()
         rules = optim.rules(learner)  # read off the parameters before sharding replaces them
         model = world.wrap(learner, config.parallel)
@@ -115,7 +115,7 @@ def train(
 
         def forward(model: nn.Module, batch: Batch, step: int, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
             torch.manual_seed(hash_ints(seed, step, micro, world.rank))  # for what is drawn per batch, such as drop path
-            with torch.autocast(world.device.type, _DTYPES[config.precision], enabled=config.precision != "fp32"):
+            with torch.autocast(world.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
                 return model(batch)
 
         # ------------------------------------------------------------------------------------------------------------ resume
@@ -241,7 +241,7 @@ class _Stream:
 
 
 @contextmanager
-def _reproducible(device: torch.device, *, strict: bool) -> Iterator[None]:
+def reproducible(device: torch.device, *, strict: bool) -> Iterator[None]:
     """Deterministic algorithms (on a CPU always, elsewhere if ``strict``); leaves the global generators as they were."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS wants to see before it starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -258,7 +258,7 @@ def _reproducible(device: torch.device, *, strict: bool) -> Iterator[None]:
             deterministic.fill_uninitialized_memory = fill
 
 
-def _learner(recipe: Recipe, *, fresh: bool) -> nn.Module:
+def build_learner(recipe: Recipe, *, fresh: bool) -> nn.Module:
     """The learner on the host, as the first step finds it; one that is to be restored is not ``fresh``."""
     torch.manual_seed(recipe.seed)
     learner = recipe.learner.build().train()

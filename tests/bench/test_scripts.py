@@ -1,0 +1,89 @@
+"""The scripts in benchmarks/ stay runnable: what needs no card and no patience is run here."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("benchmarks_gpu", FOLDER / "gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_of_it_runs_at_tiny_shapes(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def uncompiled(quick: bool) -> Iterator[Any]:
+        yield from (gpu.Case(name, 2, False) for name in gpu.LEARNERS)
+
+    monkeypatch.setattr(gpu, "cases", uncompiled)
+    gpu.report(torch.device("cpu"), quick=True, minutes=60, csv=tmp_path)
+    shown = capsys.readouterr().out
+    assert "two runs of the scan are equal in every bit" in shown
+    assert "left out" not in shown
+    with (tmp_path / "gpu_operators.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for operator in gpu.OPERATORS:
+        own = [line for line in lines if line["operator"].startswith(f"{operator} ")]
+        assert {line["operator"].partition(" ")[2] for line in own} == {"2x20x32x4", "1x9x16x4"}
+        for direction in gpu.DIRECTIONS:
+            assert all(float(line[f"{direction} / ours"]) > 0 for line in own)
+    with (tmp_path / "gpu_steps.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["learner"] for line in lines] == list(gpu.LEARNERS)
+    assert all(float(line["images/s"]) > 0 and float(line["of peak"]) > 0 for line in lines)
+
+
+def test_what_time_does_not_allow_is_named(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = gpu.Budget(-1)
+    gpu.steps(torch.device("cpu"), True, 1, budget, gpu.Console(width=160))
+    assert len(budget.left_out) == 12
+    assert budget.left_out[0] == "map-base, batch 2, uncompiled"
+    assert budget.left_out[-1] == "mae-vit-base, batch 4, compiled"
+
+
+def test_a_card_that_is_too_small_is_a_note(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_small(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu, "measure", too_small)
+    monkeypatch.setattr(gpu, "race", too_small)
+    sheet = gpu.steps(torch.device("cpu"), True, 1, gpu.Budget(60), gpu.Console(width=160))
+    assert {line[-1] for line in sheet.lines} == {"out of memory"}
+    sheet = gpu.operators(torch.device("cpu"), True, 1, gpu.Budget(60))
+    assert {line[-1] for line in sheet.lines} == {"out of memory"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_it_is_one_sentence_and_code_2(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "benchmarks/gpu.py needs a CUDA device, and torch finds none; hybridmap bench runs on CPUs\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card")
+def test_it_runs_on_a_card(unchecked_environment: dict[str, str]) -> None:
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--quick", "--minutes", "3"]
+    subprocess.run(command, check=True, env=unchecked_environment, timeout=600)
