@@ -9,8 +9,8 @@ produce and consume, so nothing is transposed; only the last stride should be 1,
 welcome. x, dt, z, B and C share one dtype, in which ``out`` returns; A, D, bias, the state, all exponentials, sums and
 parameters' gradients are float32. ``dt`` comes raw, before bias and softplus. Source: Mamba (arXiv:2312.00752).
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one,
-``README.md`` the derivation of the backward pass. The operators are functional and have no optional results: where
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs, ``gpu.py``
+the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass. The operators are functional and have no optional results: where
 there is nothing to return (no z, no checkpoint), a tensor of no elements comes back.
 """
 
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
-from hybridmap.ops.selective_scan import cpu, native, reference
+from hybridmap.ops.selective_scan import reference
+from hybridmap.ops.selective_scan.cpu import chunk_on
 from hybridmap.ops.selective_scan.reference import Direction
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -290,11 +291,16 @@ def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
 
 
 def _performer(x: Tensor) -> ModuleType:
-    """Who computes: both keep the same states, so that either may take the backward pass."""
-    return native if backend.compiled("selective_scan", x.device, x.dtype) else cpu
+    """Who computes: on one device all keep the same states, so that any may take the backward pass."""
+    return backend.performer("selective_scan", x.device, x.dtype)
 
 
-# The operators. ``ckpt`` holds the state before every CHUNK tokens, (chunks, batch, S, E), with a leading axis of the two
+def _chunks(x: Tensor) -> int:
+    """How many states are kept of a scan of ``x``."""
+    return (x.shape[1] + chunk_on(x.device) - 1) // chunk_on(x.device)
+
+
+# The operators. ``ckpt`` holds the state before every chunk of tokens, (chunks, batch, S, E), with a leading axis of the two
 # directions after the first for the bidirectional scan; it is empty without ``save_ckpt``.
 
 _SCAN_INPUTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0"
@@ -318,9 +324,8 @@ def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale
 @_selective_scan.register_fake
 def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     wide = torch.promote_types(x.dtype, torch.float32)
-    batch, length, channels = x.shape
-    chunks = (length + cpu.CHUNK - 1) // cpu.CHUNK
-    ckpt = (chunks, batch, A.shape[1], channels) if save_ckpt else (0,)
+    batch, _, channels = x.shape
+    ckpt = (_chunks(x), batch, A.shape[1], channels) if save_ckpt else (0,)
     return x.new_empty(x.shape), x.new_empty((batch, *A.shape), dtype=wide), x.new_empty(ckpt, dtype=wide)
 
 
@@ -396,8 +401,8 @@ def _bidirectional_scan(*args):
 @_bidirectional_scan.register_fake
 def _(*args):
     x, A, save_ckpt = args[0], args[2], args[-1]
-    batch, length, channels = x.shape
-    ckpt = ((length + cpu.CHUNK - 1) // cpu.CHUNK, 2, batch, A.shape[1], channels) if save_ckpt else (0,)
+    batch, _, channels = x.shape
+    ckpt = (_chunks(x), 2, batch, A.shape[1], channels) if save_ckpt else (0,)
     return x.new_empty(x.shape), x.new_empty(ckpt, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
