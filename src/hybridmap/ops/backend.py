@@ -110,8 +110,8 @@ def _choose_for_cuda(device_type: str) -> tuple[str, str]:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device_type != "cuda" and not interpreted:
         raise UserError(
-            f'use_backend("gpu") expects tensors on a CUDA device, but one is on "{device_type}"; try use_backend(None), or set '
-            "TRITON_INTERPRET=1 to run the kernels through Triton's interpreter."
+            f'use_backend("gpu") expects tensors on a CUDA device, but one is on "{device_type}"; try use_backend(None), or '
+            "set TRITON_INTERPRET=1 to run the kernels through Triton's interpreter."
         )
     if not _triton():
         return "torch", "plain PyTorch, since triton is not installed"

@@ -18,6 +18,7 @@ from torch import Tensor
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
+
 @triton.jit
 @no_type_check
 def sigmoid(v):

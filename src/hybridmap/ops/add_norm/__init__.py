@@ -77,7 +77,9 @@ def _(x, residual, weight, bias, eps, kind, residual_in_fp32):
     " -> (Tensor dsum, Tensor dweight, Tensor dbias)",
 )
 def _add_norm_bwd(dnormed, dsummed, summed, mean, rstd, weight, bias, kind):
-    return backend.performer("add_norm", summed.device, rstd.dtype).backward(dnormed, dsummed, summed, mean, rstd, weight, bias, kind)
+    return backend.performer("add_norm", summed.device, rstd.dtype).backward(
+        dnormed, dsummed, summed, mean, rstd, weight, bias, kind
+    )
 
 
 @_add_norm_bwd.register_fake

@@ -7,8 +7,8 @@ Channels-last, (batch, L, E); only the last stride should be 1. With ``reverse``
 ``x_{t+(W-1)-j}``, zeros after the last token. x and out share one dtype; w and b are float32, and so are the sums and the
 gradients of w and b. The backward pass recomputes u. Source: Mamba (arXiv:2312.00752), figure 3.
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs, ``gpu.py``
-the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass.
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs,
+``gpu.py`` the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass.
 """
 
 from __future__ import annotations

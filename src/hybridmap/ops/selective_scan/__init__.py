@@ -9,9 +9,9 @@ produce and consume, so nothing is transposed; only the last stride should be 1,
 welcome. x, dt, z, B and C share one dtype, in which ``out`` returns; A, D, bias, the state, all exponentials, sums and
 parameters' gradients are float32. ``dt`` comes raw, before bias and softplus. Source: Mamba (arXiv:2312.00752).
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs, ``gpu.py``
-the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass. The operators are functional and have no optional results: where
-there is nothing to return (no z, no checkpoint), a tensor of no elements comes back.
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs,
+``gpu.py`` the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass. The operators are functional and
+have no optional results: where there is nothing to return (no z, no checkpoint), a tensor of no elements comes back.
 """
 
 from __future__ import annotations

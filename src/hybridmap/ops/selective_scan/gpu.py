@@ -1,8 +1,10 @@
 """The selective scan in Triton: same arguments and results as ``cpu.py``, in one launch per pass over memory.
 
 One program scans a block of channels of one sample, both directions one after another. Its state is a (states, channels)
-tile with one channel per lane, so that the sum over states stays within the lane, and neighbouring lanes read neighbouring
-channels of x, dt and z; B_t and C_t are the same for all lanes.
+tile in registers. For 16 states a program is one warp and has 32 channels: a lane then has four neighbouring channels and
+every fourth state of them, because Triton lays a tile out to be loaded 16 bytes at a time. So sums over states (y, s, q) meet
+in two steps between lanes and sums over channels (dB, dC) in three, no two warps ever wait for each other, and 16 values of a
+tile per lane leave room for the states of a chunk.
 
     per direction:
         per chunk of T tokens, in scan order:      keep the state, when training                        S E
@@ -34,6 +36,7 @@ from hybridmap.ops.gpu import LN2, launch, load_wide, power_of_two, sigmoid, sil
 from hybridmap.ops.native import rows
 from hybridmap.ops.selective_scan.cpu import chunk_on
 from hybridmap.ops.selective_scan.reference import Direction
+
 
 class _Side(NamedTuple):
     """One direction as the kernels see it: tensors, strides of samples and tokens, None for what this call lacks."""
@@ -91,10 +94,7 @@ class _Gate(NamedTuple):
 def _tile(ch, E, N, NP: tl.constexpr):
     """Where the (states, channels) tile lies in a sample's (S, E), and which of its cells exist."""
     n = tl.arange(0, NP)
-    # Without the hint, Triton would give each lane four channels and split the states over lanes and warps, to load 16 bytes
-    # at once; 32 neighbouring lanes load whole cache lines as it is.
-    cell = tl.max_contiguous(n[:, None] * E + ch[None, :], (1, 1))
-    return cell, (n < N)[:, None] & (ch < E)[None, :]
+    return n[:, None] * E + ch[None, :], (n < N)[:, None] & (ch < E)[None, :]
 
 
 @triton.jit
@@ -134,10 +134,8 @@ def _forward_side(
     A = tl.load(side.A + cell, mask=real, other=0.0)
     bias = 0.0 if side.bias is None else tl.load(side.bias + ch, mask=ch < E, other=0.0)
     D = 0.0 if side.D is None else tl.load(side.D + ch, mask=ch < E, other=0.0)
-    if side.start is None:
-        h = tl.zeros(cell.shape, tl.float32)
-    else:
-        h = tl.load(side.start + b * N * E + cell, mask=real, other=0.0)
+    nothing = tl.zeros(cell.shape, tl.float32)
+    h = nothing if side.start is None else tl.load(side.start + b * N * E + cell, mask=real, other=0.0)
     for c in range(tl.cdiv(L, T)):
         if side.kept is not None:
             tl.store(side.kept + (c * sides * batch + b) * N * E + cell, h, mask=real)
@@ -218,11 +216,8 @@ def _backward_side(
     A = tl.load(side.A + cell, mask=real, other=0.0)
     bias = 0.0 if side.bias is None else tl.load(side.bias + ch, mask=ch < E, other=0.0)
     D = 0.0 if side.D is None else tl.load(side.D + ch, mask=ch < E, other=0.0)
-    if side.dlast is None:
-        carried = tl.zeros(cell.shape, tl.float32)
-    else:
-        carried = tl.load(side.dlast + b * N * E + cell, mask=real, other=0.0)
     dA = tl.zeros(cell.shape, tl.float32)
+    carried = dA if side.dlast is None else tl.load(side.dlast + b * N * E + cell, mask=real, other=0.0)
     dD = tl.zeros(ch.shape, tl.float32)
     dbias = tl.zeros(ch.shape, tl.float32)
     chunks = tl.cdiv(L, T)
@@ -233,9 +228,7 @@ def _backward_side(
             x, _, delta = _load_step(side, b, ch, c * T + j, L, here, bias, reverse, is_softplus)
             B = _load_states(side.B, side.B_b, side.B_t, b, c * T + j, L, N, NP, reverse)
             states = states + (tl.exp2(delta[None, :] * A) * states[j] + (delta * x)[None, :] * B[:, None],)
-        ahead = _load_token(
-            side, gate, scale, b, ch, c * T + T - 1, L, N, here, bias, reverse, is_softplus, NP
-        )
+        ahead = _load_token(side, gate, scale, b, ch, c * T + T - 1, L, N, here, bias, reverse, is_softplus, NP)
         for j in tl.static_range(T - 1, -1, -1):
             i = c * T + j
             at = (b * L + _token(i, L, reverse)) * E + ch
@@ -298,13 +291,13 @@ def selective_scan_bwd_kernel(
 
 
 def _sizes(states: int) -> tuple[int, int, int]:
-    """States of a tile, its channels, and warps: every lane has one channel and at most 16 states of it.
+    """States of a tile, its channels, and warps: at most 16 values of the tile per lane.
 
-    With more states than that, the warps of a program share the states of 32 (for the largest tiles 16) channels.
+    With more states than 16, the warps of a program share the states of its channels.
     """
     NP = power_of_two(states)
-    warps = min(8, max(2, NP // 16))
-    return NP, min(32 * warps, 512 * warps // NP), warps
+    warps = min(8, max(1, NP // 16))
+    return NP, min(32, 512 * warps // NP), warps
 
 
 def _side(d: Direction, kept: Tensor | None, **more: Tensor | None) -> _Side:
@@ -348,9 +341,7 @@ def forward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     kept = new(math.ceil(L / chunk_on(x.device)), sides, batch, N, E) if keep else new(0)
     last = [new(batch, N, E) if end else None for _ in directions]
-    pair = tuple(
-        _side(d, kept[:, g] if keep else None, start=_turned(h0, g), last=last[g]) for g, d in enumerate(directions)
-    )
+    pair = tuple(_side(d, kept[:, g] if keep else None, start=_turned(h0, g), last=last[g]) for g, d in enumerate(directions))
     gate = _Gate(*_strided(z), other=new(batch, L, E) if sides > 1 else None, out=out)
     NP, BD, warps = _sizes(N)
     launch(
@@ -402,9 +393,7 @@ def backward(
         for g, d in enumerate(directions)
     )
     dz = None if z is None else like(z)
-    gate = _Gate(
-        *_strided(z), new(batch, L, E) if sides > 1 and z is not None else None, None, *_strided(dout), dz
-    )
+    gate = _Gate(*_strided(z), new(batch, L, E) if sides > 1 and z is not None else None, None, *_strided(dout), dz)
     launch(
         selective_scan_bwd_kernel, batch * blocks, x, pair, gate, scale, batch, L, E, N,
         reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
