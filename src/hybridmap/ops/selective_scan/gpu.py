@@ -20,7 +20,7 @@ and over blocks of channels are written as partial sums and added by PyTorch: no
 
 # Inside a kernel, annotations and operators mean what Triton makes of them, which pyright cannot follow.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportReturnType=false
-# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from __future__ import annotations
 
 import math
@@ -175,17 +175,17 @@ def _forward_side(
 @no_type_check
 def selective_scan_fwd_kernel(
     pair, gate, scale, batch, L, E, N,
-    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     b = tl.cast(tl.program_id(0) // blocks, tl.int64)
     ch = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
-    for g in tl.static_range(len(pair)):
+    for g in tl.static_range(sides):
         if g > 0:
             tl.debug_barrier()  # what one direction has left for the next is read by the whole program
         _forward_side(
             pair[g], gate, scale, b, ch, batch, L, E, N,
-            g == 0, g == len(pair) - 1, len(pair), reverse[g], is_softplus, T, NP,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, NP,
         )  # fmt: skip
 
 
@@ -275,18 +275,18 @@ def _backward_side(
 @no_type_check
 def selective_scan_bwd_kernel(
     pair, gate, scale, batch, L, E, N,
-    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     block = tl.program_id(0) % blocks
     b = tl.cast(tl.program_id(0) // blocks, tl.int64)
     ch = block * BD + tl.arange(0, BD)
-    for g in tl.static_range(len(pair)):
+    for g in tl.static_range(sides):
         if g > 0:
             tl.debug_barrier()
         _backward_side(
             pair[g], gate, scale, b, ch, block, batch, L, E, N,
-            g == 0, g == len(pair) - 1, len(pair), reverse[g], is_softplus, T, NP,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, NP,
         )  # fmt: skip
 
 
@@ -346,7 +346,7 @@ def forward(
     NP, BD, warps = _sizes(N)
     launch(
         selective_scan_fwd_kernel, batch * math.ceil(E / BD), x, pair, gate, scale, batch, L, E, N,
-        reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
+        sides=sides, reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
     )  # fmt: skip
     return out, torch.stack([h for h in last if h is not None]).mT.contiguous() if end else None, kept
 
@@ -396,7 +396,7 @@ def backward(
     gate = _Gate(*_strided(z), new(batch, L, E) if sides > 1 and z is not None else None, None, *_strided(dout), dz)
     launch(
         selective_scan_bwd_kernel, batch * blocks, x, pair, gate, scale, batch, L, E, N,
-        reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
+        sides=sides, reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
     )  # fmt: skip
     gradients = []
     for d, side in zip(directions, pair, strict=True):
