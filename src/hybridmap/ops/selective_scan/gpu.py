@@ -400,9 +400,9 @@ def backward(
     )  # fmt: skip
     gradients = []
     for d, side in zip(directions, pair, strict=True):
-        dB, dC = side.dBC.sum(0).to(x.dtype).unbind(-1)
+        dB, dC = (v.to(x.dtype, copy=True).contiguous() for v in side.dBC.sum(0).unbind(-1))
         dD, dbias = (None if p is None else v.sum(0) for p, v in ((d.D, side.dD), (d.bias, side.dbias)))
         dA = side.dA.sum(0).mT.contiguous()
-        gradients.append(Direction(side.dx, side.ddt, dA, dB.contiguous(), dC.contiguous(), dD, dbias))
+        gradients.append(Direction(side.dx, side.ddt, dA, dB, dC, dD, dbias))
     dh0 = None if h0 is None else torch.stack([side.dstart for side in pair]).mT.contiguous()
     return gradients, dz, dh0
