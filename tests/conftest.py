@@ -29,6 +29,9 @@ if SHAPE_CHECKS:
 import torch  # noqa: E402 (the variables above must be set first)
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Read when a kernel is defined: then Triton's interpreter runs it, on tensors on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

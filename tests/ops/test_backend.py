@@ -66,16 +66,52 @@ def test_float64_always_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> 
         assert scan(torch.float64).dtype == torch.float64
 
 
-def test_the_gpu_backend_is_refused_while_there_is_none() -> None:
-    with pytest.raises(UserError, match="no GPU kernels"):
+def test_the_gpu_backend_is_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_triton", lambda: "")
+    with pytest.raises(UserError, match="triton is not installed; install it with `pip install triton`"):
         use_backend("gpu")
+    assert active("selective_scan", "cuda") == "torch"
     assert active("selective_scan", "cpu") != "reference"
+
+
+def test_the_gpu_backend_is_refused_on_other_devices_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_triton", lambda: "3.6.0")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend("gpu"):
+        with pytest.raises(UserError, match='expects tensors on a CUDA device, but one is on "cpu"; try'):
+            scan()
+        assert active("selective_scan", "cuda") == "triton"
+        assert active("selective_scan", "cuda", torch.float64) == "reference"
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        kernels = show_config()
+    said = "triton: kernel interpreted by triton 3.6.0, since TRITON_INTERPRET=1"
+    assert [kernels[op]["cpu"] for op in backend.OPERATORS] == [said] * 4
+
+
+def test_cuda_devices_take_triton_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_triton", lambda: "3.6.0")
+    assert {active(op, "cuda") for op in backend.OPERATORS} == {"triton"}
+    assert active("selective_scan", "mps") == "torch"
+    with use_backend("torch"):
+        assert active("selective_scan", "cuda") == "torch"
+    monkeypatch.setattr(backend, "_triton", lambda: "")
+    assert backend._choose("add_norm", "cuda", torch.float32) == ("torch", "plain PyTorch, since triton is not installed")
+
+
+def test_triton_is_not_needed_until_a_gpu_is(unchecked_environment: dict[str, str]) -> None:
+    """Other packages may import it; this one never does before a kernel is wanted."""
+    code = (
+        "import hybridmap.ops as ops, sys, torch; x = torch.ones(1, 3, 2, requires_grad=True);"
+        "ops.selective_scan(x, x, -torch.ones(2, 1), x[..., :1], x[..., :1]).sum().backward();"
+        "print([name for name in sys.modules if name.startswith('hybridmap') and name.endswith('.gpu')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=unchecked_environment, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_the_cpu_backend_is_refused_on_other_devices() -> None:
     with use_backend("cpu"), pytest.raises(UserError, match="expects tensors on the CPU"):
         active("selective_scan", "cuda")
-    assert active("selective_scan", "cuda") == "torch"
 
 
 @pytest.mark.parametrize(

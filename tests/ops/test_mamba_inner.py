@@ -109,6 +109,14 @@ def test_any_shape_and_option_is_computed_right(backend: str, **shape) -> None:
         assert relative(value, truth[name]) <= 2 * ACTIVATION_GRADIENT[torch.float32], name
 
 
+def test_the_triton_kernels_write_into_the_halves_and_add() -> None:
+    """Interpreted where there is no GPU, hence tiny."""
+    tensors = problem(1, 5, 3, 2, 2)
+    values = run(tensors, "gpu")
+    for name, truth in run(in_float64(tensors), None).items():
+        assert relative(values[name], truth) <= ACTIVATION_GRADIENT[torch.float32], name
+
+
 def test_less_is_kept_for_the_backward_pass_than_by_the_composition() -> None:
     def kept(backend: str) -> int:
         sizes: dict[int, int] = {}

@@ -127,7 +127,7 @@ def inside_a_larger_tensor(value: Tensor) -> Tensor:
     """The same numbers as a view of a larger tensor that is NaN everywhere else."""
     if value.dim() < 2:
         return value
-    larger = torch.full((*value.shape[:-1], 2 * value.shape[-1] + 3), torch.nan, dtype=value.dtype)
+    larger = torch.full((*value.shape[:-1], 2 * value.shape[-1] + 3), torch.nan, dtype=value.dtype, device=value.device)
     view = larger[..., 1 : 1 + value.shape[-1]]
     view.copy_(value.detach())
     return view.requires_grad_()

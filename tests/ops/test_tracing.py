@@ -6,10 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from scan_problems import DEVICES
 
-def test_operators_can_be_checked_compiled_and_exported(unchecked_environment: dict[str, str]) -> None:
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_operators_can_be_checked_compiled_and_exported(device: str, unchecked_environment: dict[str, str]) -> None:
+    file = Path(__file__).with_name("traced_operators.py")
+    marked = "gpu" if device == "cuda" else "not gpu"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("traced_operators.py"))],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(file)],
         capture_output=True,
         text=True,
         env=unchecked_environment,

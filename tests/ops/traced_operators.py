@@ -159,6 +159,36 @@ def test_activation_checkpointing_of_a_compiled_layer() -> None:
         assert relative(value, expected) <= 1e-5
 
 
+# The kernels for CUDA devices
+
+
+def on_cuda(values: list[Tensor | None]) -> list[Tensor | None]:
+    return [None if v is None else v.detach().cuda().requires_grad_(v.requires_grad) for v in values]
+
+
+@quietly
+@pytest.mark.gpu
+def test_operators_on_cuda_pass_opcheck() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = on_cuda(scan_inputs(dtype))
+        opcheck(torch.ops.hybridmap.selective_scan, (*inputs, True, True, 0.5, True))
+    fwd, bwd, z = two_directions(batch=2, length=18, channels=6, states=4)
+    opcheck(torch.ops.hybridmap.bidirectional_scan, (*on_cuda([*fwd, *bwd, z]), True, 0.5, True))
+    x, w, b = on_cuda([torch.randn(shape, requires_grad=True) for shape in ((2, 9, 6), (6, 4), (6,))])
+    opcheck(torch.ops.hybridmap.causal_conv1d, (x, w, b, True, False))
+    opcheck(torch.ops.hybridmap.add_norm, (x, x.detach() + 1, b, None, 1e-5, "rms", True))
+
+
+@pytest.mark.gpu
+def test_a_layer_on_cuda_compiles_into_one_graph() -> None:
+    layer = Layer().cuda()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for length in (5, 18):
+        x = torch.randn(2, length, 6, device="cuda")
+        for value, expected in zip(both(compiled, layer, x), both(layer, layer, x), strict=True):
+            assert relative(value, expected) <= 1e-5
+
+
 # Mistakes, which the shape checks of the other tests would report first
 
 

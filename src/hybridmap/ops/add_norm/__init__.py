@@ -8,7 +8,7 @@ Over the last axis, any leading ones. The sum and its statistics are at least fl
 precision small branches are not lost in a large stream. Source: the residual blocks of Vim (arXiv:2401.09417), and
 state-spaces/mamba:mamba_ssm/ops/triton/layernorm.py (v1.1.1).
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation behind the operators registered here. Under
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``gpu.py`` the Triton one for CUDA devices. Under
 ``torch.compile`` and ``torch.export`` the formula itself is traced: a compiler fuses it better than any opaque operator.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
-from hybridmap.ops.add_norm import cpu, reference
+from hybridmap.ops.add_norm import reference
 
 
 def add_norm(
@@ -58,7 +58,7 @@ def add_norm(
     "(Tensor normed, Tensor summed, Tensor mean, Tensor rstd)",
 )
 def _add_norm(x, residual, weight, bias, eps, kind, residual_in_fp32):
-    return cpu.forward(x, residual, weight, bias, eps, kind, residual_in_fp32)
+    return backend.performer("add_norm", x.device, x.dtype).forward(x, residual, weight, bias, eps, kind, residual_in_fp32)
 
 
 @_add_norm.register_fake
@@ -77,7 +77,9 @@ def _(x, residual, weight, bias, eps, kind, residual_in_fp32):
     " -> (Tensor dsum, Tensor dweight, Tensor dbias)",
 )
 def _add_norm_bwd(dnormed, dsummed, summed, mean, rstd, weight, bias, kind):
-    return cpu.backward(dnormed, dsummed, summed, mean, rstd, weight, bias, kind)
+    return backend.performer("add_norm", summed.device, rstd.dtype).backward(
+        dnormed, dsummed, summed, mean, rstd, weight, bias, kind
+    )
 
 
 @_add_norm_bwd.register_fake

@@ -7,8 +7,8 @@ Channels-last, (batch, L, E); only the last stride should be 1. With ``reverse``
 ``x_{t+(W-1)-j}``, zeros after the last token. x and out share one dtype; w and b are float32, and so are the sums and the
 gradients of w and b. The backward pass recomputes u. Source: Mamba (arXiv:2312.00752), figure 3.
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one,
-``README.md`` the derivation of the backward pass.
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs,
+``gpu.py`` the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
-from hybridmap.ops.causal_conv1d import cpu, native, reference
+from hybridmap.ops.causal_conv1d import reference
 
 
 def causal_conv1d(
@@ -63,7 +63,7 @@ def causal_conv1d_fn(
 
 def performer(x: Tensor) -> ModuleType:
     """Who computes: ``forward`` and ``backward`` with the signatures of ``cpu.py``."""
-    return native if backend.compiled("causal_conv1d", x.device, x.dtype) else cpu
+    return backend.performer("causal_conv1d", x.device, x.dtype)
 
 
 @torch.library.custom_op(

@@ -9,9 +9,9 @@ produce and consume, so nothing is transposed; only the last stride should be 1,
 welcome. x, dt, z, B and C share one dtype, in which ``out`` returns; A, D, bias, the state, all exponentials, sums and
 parameters' gradients are float32. ``dt`` comes raw, before bias and softplus. Source: Mamba (arXiv:2312.00752).
 
-``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one,
-``README.md`` the derivation of the backward pass. The operators are functional and have no optional results: where
-there is nothing to return (no z, no checkpoint), a tensor of no elements comes back.
+``reference.py`` is the meaning, ``cpu.py`` the plain-PyTorch implementation, ``native.py`` the compiled one for CPUs,
+``gpu.py`` the Triton one for CUDA devices, ``README.md`` the derivation of the backward pass. The operators are functional and
+have no optional results: where there is nothing to return (no z, no checkpoint), a tensor of no elements comes back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
-from hybridmap.ops.selective_scan import cpu, native, reference
+from hybridmap.ops.selective_scan import reference
+from hybridmap.ops.selective_scan.cpu import chunk_on
 from hybridmap.ops.selective_scan.reference import Direction
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -290,16 +291,16 @@ def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
 
 
 def performer(x: Tensor) -> ModuleType:
-    """Who computes, with the signatures of ``cpu.py``: all keep the same states, so that either may take the backward pass."""
-    return native if backend.compiled("selective_scan", x.device, x.dtype) else cpu
+    """Who computes, with the signatures of ``cpu.py``; on one device all keep the same states, so any may follow another."""
+    return backend.performer("selective_scan", x.device, x.dtype)
 
 
 def kept_states(x: Tensor, states: int, channels: int, directions: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Shape of what the scan of (batch, L, E) tokens keeps for its backward pass: the state before every chunk."""
-    return (x.shape[1] + cpu.CHUNK - 1) // cpu.CHUNK, *directions, x.shape[0], states, channels
+    return (x.shape[1] + chunk_on(x.device) - 1) // chunk_on(x.device), *directions, x.shape[0], states, channels
 
 
-# The operators. ``ckpt`` holds the state before every CHUNK tokens, (chunks, batch, S, E), with a leading axis of the two
+# The operators. ``ckpt`` holds the state before every chunk of tokens, (chunks, batch, S, E), with a leading axis of the two
 # directions after the first for the bidirectional scan; it is empty without ``save_ckpt``.
 
 _SCAN_INPUTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0"

@@ -31,12 +31,19 @@ from hybridmap.ops.selective_scan.reference import Direction
 
 CHUNK = 16
 """T: tokens between two kept states."""
+CHUNK_ON_CUDA = 8
+"""The same on CUDA devices: gpu.py holds the states of a chunk in registers."""
 _CACHED = 1 << 19
 """Elements of one chunk buffer per thread of a CPU (2 MB in float32); as many samples share a block as fit."""
 _MOST_THREADS = 8
 """Beyond these the buffers grow no further."""
 _LARGE = 1 << 26
 """The same on any other device, where the cost is the launch and not the cache."""
+
+
+def chunk_on(device: torch.device) -> int:
+    """T on this device, whichever implementation runs."""
+    return CHUNK_ON_CUDA if device.type == "cuda" else CHUNK
 
 
 class _Scan:
@@ -49,7 +56,7 @@ class _Scan:
         self.states = A.shape[1]
         self.wide = torch.promote_types(x.dtype, torch.float32)
         self.device = x.device
-        self.chunk = min(CHUNK, max(self.length, 1))
+        self.chunk = min(chunk_on(self.device), max(self.length, 1))
         per_sample = max(self.chunk * len(directions) * self.states * self.width, 1)
         budget = _CACHED * min(torch.get_num_threads(), _MOST_THREADS) if x.device.type == "cpu" else _LARGE
         most = max(1, budget // per_sample)
