@@ -11,6 +11,8 @@ from torch import nn
 
 from hybridmap.bench.products import PEAKS, Operand, Product, operations, peak, replay
 from hybridmap.bench.step import Ledger
+from hybridmap.layers import MambaMixer
+from hybridmap.ops import use_backend
 
 CPU = torch.device("cpu")
 
@@ -47,6 +49,18 @@ def test_products_inside_of_attention_are_counted_in_both_directions() -> None:
         F.scaled_dot_product_attention(q, k, v).sum().backward()
     assert sizes(ledger.products) == {(6, 5, 8, 7): 2, (6, 5, 7, 8): 2, (6, 7, 5, 8): 2}
     assert "attention" in ledger.shares()
+
+
+@pytest.mark.parametrize("variant", ["uni", "biscan"])
+def test_products_inside_of_a_mixer_are_those_of_its_composition_and_one_that_is_repeated(variant: str) -> None:
+    mixer = MambaMixer(8, d_state=3, dt_rank=2, variant=variant)
+    found = {}
+    for backend in ("torch", "reference"):
+        with use_backend(backend), Ledger(CPU) as ledger:
+            mixer(torch.randn(2, 5, 8)).sum().backward()
+        found[backend] = sizes(ledger.products)
+    # tokens, rank, channels: the step size, once more in the backward pass
+    assert found["torch"] == found["reference"] + Counter({(10, 2, 16): len(mixer.directions)})
 
 
 def test_autocast_shows_the_dtype_that_is_computed_in() -> None:

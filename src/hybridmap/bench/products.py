@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridmap.bench.clock import in_turns
+from hybridmap.ops import Parameters
 
 PEAKS = (
     *(("GB200", 2500), ("B200", 2250), ("GH200", 989), ("H200", 989), ("H100 PCIe", 756), ("H100", 989), ("A100", 312)),
@@ -51,6 +52,8 @@ def products_of(name: str, args: tuple[Any, ...]) -> list[Product]:
         return [_product(args[0], args[1])]
     if name in ("aten::addmm", "aten::baddbmm"):
         return [_product(args[1], args[2])]
+    if name in ("hybridmap::mamba_inner", "hybridmap::mamba_inner_bwd"):
+        return _inside_of_a_mixer(args, backward=name.endswith("_bwd"))
     if "::_scaled_dot_product" not in name:
         return []
     backward = name.endswith("_backward")
@@ -61,6 +64,22 @@ def products_of(name: str, args: tuple[Any, ...]) -> list[Product]:
     # backward: dP = dO v', dQ = dS k, dK = dS' q, dV = P' dO
     sizes = [scores, mix, (keys, queries, width), (keys, queries, width)] if backward else [scores, mix]
     return [Product(_dense(count, m, k), _dense(count, k, n), query.dtype) for m, k, n in sizes]
+
+
+def _inside_of_a_mixer(args: tuple[Any, ...], *, backward: bool) -> list[Product]:
+    """The projections of each direction, which that operator multiplies itself; backward, dt is multiplied once more."""
+    xz, *parameters = args[4:-1] if backward else args[:-2]
+    tokens, found = xz.shape[0] * xz.shape[1], []
+    for p in (Parameters(*parameters[:7]), Parameters(*parameters[7:14])):
+        if p.x_proj is None:
+            continue
+        (rows, channels), rank = p.x_proj.shape, p.dt_proj.shape[1]
+        forward = [(tokens, channels, rows), (tokens, rank, channels)]
+        through = [(tokens, rank, channels), (tokens, channels, rank), (tokens, rows, channels)]
+        to_weights = [(rows, tokens, channels), (channels, tokens, rank)]
+        for m, k, n in [*through, *to_weights] if backward else forward:
+            found.append(Product(Operand((m, k), (k, 1)), Operand((k, n), (n, 1)), xz.dtype))
+    return found
 
 
 def _product(left: Tensor, right: Tensor) -> Product:

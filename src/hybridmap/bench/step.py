@@ -25,6 +25,7 @@ from hybridmap.train.recipe import Recipe
 from hybridmap.types import Batch
 
 KINDS = {
+    "inside of mixers (scan, convolution, their projections)": r"hybridmap::mamba_inner",
     "products": r"aten::(addmm|mm|bmm|baddbmm)$",
     "scan": r"hybridmap::(selective|bidirectional)_scan",
     "convolution": r"hybridmap::causal_conv1d|aten::.*convolution",
