@@ -53,7 +53,7 @@ def demo_pretrain(seed: int = 0) -> Recipe:
 
     Command: hybridmap demo
     Cost: under three minutes on two CPU cores.
-    Expected: nearest neighbours 8 to 12 points above the untrained network; measured values are in results/demo.json.
+    Expected: nearest neighbours 11 to 12 points above the untrained network; measured values are in results/demo.json.
     Source: our own; the objective is arXiv:2410.00871.
     """
     return Recipe(
