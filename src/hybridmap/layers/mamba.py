@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hybridmap import ops
 from hybridmap.errors import UserError
 from hybridmap.layers.decay import state_parameter
+from hybridmap.ops.mamba_inner import scan_inputs
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -47,13 +48,6 @@ def scan_parameters(
         D=D,
         bias=dt_proj.bias,
     )
-
-
-def scan_inputs(c: Float[Tensor, "B L E"], p: ops.Parameters) -> tuple[Tensor, ...]:
-    """From the convolution's output to what the scan of one direction needs: (c, raw dt, A, B, C, D, bias of dt)."""
-    states = p.A.shape[1]
-    delta, B, C = F.linear(c, p.x_proj).split([p.dt_proj.shape[1], states, states], dim=-1)
-    return c, F.linear(delta, p.dt_proj), p.A, B, C, p.D, p.bias
 
 
 def init_A_log(inner: int, d_state: int, device: torch.device | str | None = None) -> nn.Parameter:

@@ -22,10 +22,10 @@ from torch import Tensor
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
 from hybridmap.ops.mamba_inner import fused, reference
-from hybridmap.ops.mamba_inner.reference import Parameters
+from hybridmap.ops.mamba_inner.reference import Parameters, scan_inputs
 from hybridmap.ops.selective_scan import keeps_states, kept_states
 
-__all__ = ["Parameters", "mamba_inner"]
+__all__ = ["Parameters", "mamba_inner", "scan_inputs"]
 
 
 def mamba_inner(

@@ -26,17 +26,22 @@ class Parameters(NamedTuple):
     bias: Float[Tensor, "E"]
 
 
+def scan_inputs(c: Float[Tensor, "batch L E"], p: Parameters) -> tuple[Tensor, ...]:
+    """From the convolution's output to what the scan of one direction needs: (c, raw dt, A, B, C, D, bias of dt)."""
+    states = p.A.shape[1]
+    delta, B, C = F.linear(c, p.x_proj).split([p.dt_proj.shape[1], states, states], -1)
+    return c, F.linear(delta, p.dt_proj), p.A, B, C, p.D, p.bias
+
+
 def mamba_inner(
     xz: Float[Tensor, "batch L E2"], directions: Sequence[Parameters], scale: float = 1.0
 ) -> Float[Tensor, "batch L E"]:
     """Convolve, project, scan and gate; the second direction, if there is one, runs from the last token to the first."""
     x, z = xz.chunk(2, -1)
-    inputs = []
-    for p, reverse in zip(directions, (False, True), strict=False):
-        c = causal_conv1d(x, p.taps, p.taps_bias, reverse=reverse)
-        states = p.A.shape[1]
-        delta, B, C = F.linear(c, p.x_proj).split([p.dt_proj.shape[1], states, states], -1)
-        inputs.append((c, F.linear(delta, p.dt_proj), p.A, B, C, p.D, p.bias))
+    inputs = [
+        scan_inputs(causal_conv1d(x, p.taps, p.taps_bias, reverse=reverse), p)
+        for p, reverse in zip(directions, (False, True), strict=False)
+    ]
     if len(inputs) == 2:
         return bidirectional_scan(inputs[0], inputs[1], z, scale=scale)
     c, dt, A, B, C, D, bias = inputs[0]
