@@ -27,7 +27,7 @@ int main() {
                     s.dtype = dtype, s.slots = 2, s.strip = strip, s.strips = (E + strip - 1) / strip, s.scale = 0.5;
                     s.z = block(all, size, 1), s.dout = block(all, size, 1), s.out = block(all, size, 0), s.dz = block(all, size, 0);
                     s.z_b = s.dout_b = s.dz_b = L * E, s.z_t = s.dout_t = s.dz_t = E;
-                    s.kept = (float*)block((L + T - 1) / T * directions * B * N * E, 4, 0);
+                    s.kept = (float*)block((L + T - 1) / T * directions * B * ((E + TOGETHER - 1) / TOGETHER) * N * TOGETHER, 4, 0);
                     for (int g = 0; g < directions; g++) {
                         Direction& d = s.direction[g];
                         d.x = block(all, size, 1), d.dt = block(all, size, 1), d.B = block(B * L * N, size, 1), d.C = block(B * L * N, size, 1);

@@ -133,7 +133,7 @@ def test_states_are_kept_as_plain_pytorch_keeps_them() -> None:
     arguments = ([d, d], [False, True], t["z"], None)
     flags = {"softplus": True, "scale": 0.5}
     kept, expected = (p.forward(*arguments, **flags, keep=True)[2] for p in (gpu, cpu))
-    assert kept.shape == (2, 2, 1, 3, 5)  # chunks directions batch S E
+    assert kept.shape == (2, 2, 1, 1, 3, 16)  # chunks directions batch blocks S channels
     torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-6)
     with_kept, without = (gpu.backward(t["x"], None, k, *arguments, **flags) for k in (kept, None))
     assert all(torch.equal(a, b) for a, b in zip(with_kept[0][1], without[0][1], strict=True))

@@ -19,6 +19,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #ifndef W
 #define W 4
@@ -31,7 +34,11 @@ typedef uint32_t VU __attribute__((vector_size(W * 4)));
 typedef uint16_t VH __attribute__((vector_size(W * 2)));
 
 constexpr int T = 16;                 // tokens per chunk: between two kept states
-constexpr int G = 4;                  // states at a time: what the registers hold
+constexpr int HELD = W == 16 ? 8 : 4; // states at a time on the way forward: what the registers hold
+constexpr int G = 4;                  // states at a time on the way back
+constexpr int ABREAST = W == 16 ? 1 : 4;   // exponentials side by side on the way forward; AVX-512 has registers enough to overlap them
+constexpr int TOGETHER = 16;          // channels whose kept states lie together
+constexpr int AHEAD = 48;             // channels from what is computed to what is fetched
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
 
 // ---------------------------------------------------------------- numbers
@@ -87,52 +94,85 @@ template <class S> INLINE void store(S* p, V value, int k) {
 INLINE V get(const float* p) { return load(p, W); }
 INLINE void put(float* p, V v) { store(p, v, W); }
 
+// Asks for what a few blocks later will be read or written; once per line of the cache.
+template <class S> INLINE void fetch(const S* p) {
+    if (((uintptr_t)p & 63) < W * sizeof(S)) __builtin_prefetch(p + AHEAD);
+}
+
 INLINE float one(const float* p) { return *p; }
 template <class S> INLINE float one(const S* p) { VH h = {}; h[0] = p->bits; return widen(h, S{})[0]; }
 
 INLINE int block_width(int64_t width, int64_t c) { return (int)(width - c < W ? width - c : W); }
 
-INLINE float sum(V v) { float s = 0; for (int k = 0; k < W; k++) s += v[k]; return s; }
+typedef float Four __attribute__((vector_size(16)));
+INLINE Four four(const float* p) { Four v; memcpy(&v, p, sizeof v); return v; }
+INLINE float sum(const float* p) {                                     // of W, as four sums side by side and then in pairs
+    Four total = {};
+    for (int k = 0; k < W; k += 4) total += four(p + k);
+    return (total[0] + total[2]) + (total[1] + total[3]);
+}
 
 INLINE V magnitude(V x) { return bits_of<V>(bits_of<VU>(x) & 0x7fffffffu); }
 
-// Larger or smaller of the two; NaN in x gets through. The comparison would take two instructions.
-#if defined(__AVX__) && W == 8
-INLINE V at_least(V x, float low) { return __builtin_ia32_maxps256(splat(low), x); }
-INLINE V at_most(V x, float high) { return __builtin_ia32_minps256(splat(high), x); }
+// 2^(a b) = 2^whole p(fraction); p is the polynomial of degree 5 that is exact at 0 and has the least largest relative error for
+// fractions in [-1/2, 1/2], 9e-8 (found by Lawson's iteration). AVX-512 has instructions for what is around it, and for most of
+// a division; its split rounds down, so that 1/2 is added first and p moved by as much.
+//     exponent: what stands for a b; split: it becomes the fraction, what is returned tells `scaled` the rest
+#if defined(__AVX512F__) && W == 16
+constexpr float EXP2[] = {1.326472731e-03f, 6.355330814e-03f, 3.948049247e-02f, 1.698105931e-01f, 4.901338220e-01f, 7.071067095e-01f};
+INLINE V exponent(V a, V b) { return a * b + 0.5f; }
+INLINE V split(V& x) {
+    V whole = x;
+    x = (V)_mm512_reduce_ps((__m512)x, 1);                               // x - floor(x)
+    return whole;
+}
+INLINE V scaled(V p, V whole) { return (V)_mm512_scalef_ps((__m512)p, (__m512)whole); }   // p * 2^floor(whole)
+INLINE V inverse(V x) {
+    x = (V)_mm512_min_ps((__m512)splat(0x1p126f), (__m512)x);            // infinity would become NaN below
+    V r = (V)_mm512_rcp14_ps((__m512)x);
+    return r * (2.0f - x * r);
+}
 #else
-INLINE V at_least(V x, float low) { return x < low ? splat(low) : x; }
-INLINE V at_most(V x, float high) { return x > high ? splat(high) : x; }
+#if defined(__AVX__) && W == 8                                           // a comparison would take two instructions
+INLINE V clamp(V x) { return __builtin_ia32_minps256(splat(128.0f), __builtin_ia32_maxps256(splat(-127.0f), x)); }
+#else
+INLINE V clamp(V x) { return x < -127.0f ? splat(-127.0f) : x > 128.0f ? splat(128.0f) : x; }
+#endif
+constexpr float EXP2[] = {1.326472720e-03f, 9.671512640e-03f, 5.550733743e-02f, 2.402224209e-01f, 6.931469776e-01f, 1.0f};
+INLINE V exponent(V a, V b) { return a * b; }
+INLINE V split(V& x) {
+    constexpr float magic = 12582912.0f + 127.0f;                      // 1.5 * 2^23: the biased exponent is in the low bits
+    x = clamp(x);
+    V shifted = x + magic;
+    x -= shifted - magic;
+    return shifted;
+}
+INLINE V scaled(V p, V whole) { return p * bits_of<V>(bits_of<VI>(whole) << 23); }
+INLINE V inverse(V x) { return 1.0f / x; }
 #endif
 
-// 2^x of K vectors, step by step together, since the steps of one wait for each other: to 1.3e-7, exactly 0 from about -126.5
-// down and infinity from about 127.5 up; the product lets NaN through. The polynomial is the one of degree 5 through 1 with the
-// least largest relative error on [-1/2, 1/2], 9e-8 (found by Lawson's iteration).
+// 2^(a b) of K vectors that hold exponents, step by step together, since the steps of one wait for each other: to 2e-7; NaN gets
+// through. With AVX-512 to where float32 ends, else exactly 0 from about -126.5 down and infinity from about 127.5 up.
 template <int K> INLINE void exp2s(V (&x)[K]) {
-    constexpr float magic = 12582912.0f + 127.0f;                      // 1.5 * 2^23: the biased exponent is in the low bits
-    constexpr float c[] = {9.671512640e-03f, 5.550733743e-02f, 2.402224209e-01f, 6.931469776e-01f, 1.0f};
-    V shifted[K], p[K];
-    for (int i = 0; i < K; i++) x[i] = at_most(at_least(x[i], -127.0f), 128.0f);
-    for (int i = 0; i < K; i++) shifted[i] = x[i] + magic;
-    for (int i = 0; i < K; i++) x[i] -= shifted[i] - magic;            // [-1/2, 1/2]
-    for (int i = 0; i < K; i++) p[i] = splat(1.326472720e-03f);
-    for (float coefficient : c)
-        for (int i = 0; i < K; i++) p[i] = p[i] * x[i] + coefficient;
-    for (int i = 0; i < K; i++) x[i] = p[i] * bits_of<V>(bits_of<VI>(shifted[i]) << 23);
+    V whole[K], p[K];
+    for (int i = 0; i < K; i++) whole[i] = split(x[i]), p[i] = splat(EXP2[0]);
+    for (int n = 1; n < 6; n++)
+        for (int i = 0; i < K; i++) p[i] = p[i] * x[i] + EXP2[n];
+    for (int i = 0; i < K; i++) x[i] = scaled(p[i], whole[i]);
 }
-INLINE V exp2v(V x) {
-    V one[1] = {x};
+INLINE V expv(V x) {
+    V one[1] = {exponent(x, splat(LOG2E))};
     exp2s(one);
     return one[0];
 }
 
-INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp2v(x * -LOG2E)); }
+INLINE V sigmoid(V x) { return inverse(1.0f + expv(-x)); }
 
 // max(x, 0) + log1p(exp(-|x|)), relatively exact for very negative x; slope is its derivative, the sigmoid
 INLINE V softplus(V x, V& slope) {
-    V u = exp2v(magnitude(x) * -LOG2E), inverse = 1.0f / (1.0f + u);
-    slope = x < 0.0f ? u * inverse : inverse;
-    V s = u / (2.0f + u), q = s * s;                                   // log1p(u) = 2 artanh(s), s in [0, 1/3]
+    V u = expv(-magnitude(x)), half = inverse(1.0f + u);
+    slope = x < 0.0f ? u * half : half;
+    V s = u * inverse(2.0f + u), q = s * s;                                   // log1p(u) = 2 artanh(s), s in [0, 1/3]
     V p = q * (1.0f / 13) + (1.0f / 11);
     p = p * q + (1.0f / 9);
     p = p * q + (1.0f / 7);
@@ -163,7 +203,7 @@ struct Scan {
     int64_t slots, strips, strip;                                      // strip: channels per strip, a multiple of W
     const void *z, *dout;                                              // (batch, L, E); z may be null
     void *out, *dz;                                                    // (batch, L, E), out contiguous
-    float* kept;                                                       // (chunks, directions, batch, N, E) or null
+    float* kept;                                                       // (chunks, directions, batch, blocks, N, TOGETHER) or null
     int64_t z_b, z_t, dout_b, dout_t, dz_b, dz_t;
     double scale;
     int64_t failed;                                                    // set when memory ran out
@@ -187,8 +227,9 @@ struct Chunk {
     template <class S> const S* dout(int64_t t, int64_t c) const { return (const S*)scan.dout + b * scan.dout_b + t * scan.dout_t + c; }
     int64_t at(int64_t t, int64_t c) const { return (b * scan.length + t) * scan.channels + c; }
     float* other(int64_t t, int64_t c) const { return others + t * scan.strip + c - c0; }
-    float* kept(int64_t c) const {
-        return scan.kept + (((first / T) * scan.directions + which) * scan.batch + b) * scan.states * scan.channels + c;
+    float* kept(int64_t c) const {                                     // (N, TOGETHER), from channel c on
+        const int64_t blocks = (scan.channels + TOGETHER - 1) / TOGETHER, sample = ((first / T) * scan.directions + which) * scan.batch + b;
+        return scan.kept + (sample * blocks + c / TOGETHER) * scan.states * TOGETHER + c % TOGETHER;
     }
     bool last_direction() const { return which == scan.directions - 1; }
 };
@@ -197,18 +238,22 @@ struct Chunk {
 template <int K>
 INLINE void run_states(const Chunk& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
     const int64_t N = u.scan.states, E = u.scan.channels;
+    constexpr int P = K < ABREAST ? K : ABREAST;
     V A[K], s[K];
     for (int i = 0; i < K; i++) A[i] = load(u.d.A + (n + i) * E + c, k), s[i] = get(h + (n + i) * W);
     for (int j = 0; j < u.m; j++) {
-        V sum = y[j];
-        V a[K];
-        for (int i = 0; i < K; i++) a[i] = delta[j] * A[i];
-        exp2s(a);
-        for (int i = 0; i < K; i++) {
-            s[i] = a[i] * s[i] + dx[j] * u.B[j * N + n + i];
-            sum += s[i] * u.C[j * N + n + i];
+        V sum[P] = {};
+#pragma GCC unroll 16
+        for (int i = 0; i < K; i += P) {
+            V a[P];
+            for (int p = 0; p < P; p++) a[p] = exponent(delta[j], A[i + p]);
+            exp2s(a);
+            for (int p = 0; p < P; p++) {
+                s[i + p] = a[p] * s[i + p] + dx[j] * u.B[j * N + n + i + p];
+                sum[p] += s[i + p] * u.C[j * N + n + i + p];
+            }
         }
-        y[j] = sum;
+        for (int p = 0; p < P; p++) y[j] += sum[p];
     }
     for (int i = 0; i < K; i++) put(h + (n + i) * W, s[i]);
 }
@@ -216,7 +261,7 @@ INLINE void run_states(const Chunk& u, int64_t n, int64_t c, int k, const V* del
 // All states of a chunk; not inlined, so that it is compiled once for all dtypes.
 static __attribute__((noinline)) void run(const Chunk& u, int64_t c, int k, const V* delta, const V* dx, V* y, float* h) {
     int64_t n = 0;
-    for (; n + G <= u.scan.states; n += G) run_states<G>(u, n, c, k, delta, dx, y, h);
+    for (; n + HELD <= u.scan.states; n += HELD) run_states<HELD>(u, n, c, k, delta, dx, y, h);
     for (; n < u.scan.states; n++) run_states<1>(u, n, c, k, delta, dx, y, h);
 }
 
@@ -224,7 +269,7 @@ template <class S> static void forward_block(const Chunk& u, int64_t c, int k, f
     const Scan& scan = u.scan;
     const int64_t N = scan.states, E = scan.channels;
     if (scan.kept)
-        for (int64_t n = 0; n < N; n++) store(u.kept(c) + n * E, get(h + n * W), k);
+        for (int64_t n = 0; n < N; n++) put(u.kept(c) + n * TOGETHER, get(h + n * W));
     const V bias = u.d.bias ? load(u.d.bias + c, k) : V{}, D = u.d.D ? load(u.d.D + c, k) : V{};
     V delta[T], dx[T], y[T], slope;
     for (int j = 0; j < u.m; j++) {
@@ -233,8 +278,10 @@ template <class S> static void forward_block(const Chunk& u, int64_t c, int k, f
         delta[j] = scan.softplus ? softplus(raw, slope) : raw;
         dx[j] = delta[j] * x;
         y[j] = u.d.D ? D * x : V{};
-        __builtin_prefetch(u.x<S>(t, c) + 2 * W);
-        __builtin_prefetch(u.dt<S>(t, c) + 2 * W);
+        fetch(u.x<S>(t, c));
+        fetch(u.dt<S>(t, c));
+        if (scan.z) fetch(u.z<S>(t, c));
+        fetch((S*)scan.out + u.at(t, c));
     }
     run(u, c, k, delta, dx, y, h);
     for (int j = 0; j < u.m; j++) {
@@ -258,33 +305,36 @@ template <int K>
 INLINE void sweep_states(const Chunk& u, int64_t n, int64_t c, int k, const V* delta, const V* dx, const V* gy, V* y, V* s,
                          V* q, float* g, float* dA, float* dB, float* dC) {
     const int64_t N = u.scan.states, E = u.scan.channels;
-    V A[K], h[T + 1][K], a[T][K], carried[K], sum[K];
+    const float *B = u.B, *C = u.C;
+    V A[K], h[T + 1][K], a[T][K], state[K], carried[K], sum[K];
     for (int i = 0; i < K; i++) {
-        A[i] = load(u.d.A + (n + i) * E + c, k), h[0][i] = load(u.kept(c) + (n + i) * E, k);
+        A[i] = load(u.d.A + (n + i) * E + c, k), h[0][i] = state[i] = get(u.kept(c) + (n + i) * TOGETHER);
         carried[i] = get(g + (n + i) * W), sum[i] = get(dA + (n + i) * W);
     }
     for (int j = 0; j < u.m; j++) {
         V total = y[j];
-        for (int i = 0; i < K; i++) a[j][i] = delta[j] * A[i];
+        for (int i = 0; i < K; i++) a[j][i] = exponent(delta[j], A[i]);
         exp2s(a[j]);
         for (int i = 0; i < K; i++) {
-            h[j + 1][i] = a[j][i] * h[j][i] + dx[j] * u.B[j * N + n + i];
-            total += h[j + 1][i] * u.C[j * N + n + i];
+            state[i] = a[j][i] * state[i] + dx[j] * B[j * N + n + i];
+            total += state[i] * C[j * N + n + i];
+            h[j + 1][i] = state[i];
         }
         y[j] = total;
     }
     for (int j = u.m - 1; j >= 0; j--) {
+        const V step = delta[j], in = dx[j], out = gy[j];
         V to_x = s[j], to_delta = q[j];
         for (int i = 0; i < K; i++) {
             const int64_t at = j * N + n + i;
-            V dh = carried[i] + gy[j] * u.C[at];
-            put(dC + at * W, get(dC + at * W) + gy[j] * h[j + 1][i]);
-            put(dB + at * W, get(dB + at * W) + dh * dx[j]);
-            to_x += dh * u.B[at];
+            V dh = carried[i] + out * C[at];
+            put(dC + at * W, get(dC + at * W) + out * h[j + 1][i]);
+            put(dB + at * W, get(dB + at * W) + dh * in);
+            to_x += dh * B[at];
             carried[i] = dh * a[j][i];
             V r = carried[i] * h[j][i];
             to_delta += r * A[i];
-            sum[i] += r * delta[j];
+            sum[i] += r * step;
         }
         s[j] = to_x, q[j] = to_delta;
     }
@@ -318,9 +368,13 @@ static void backward_block(const Chunk& u, int64_t c, int k, float* g, float* dA
         to_D += gy[j] * x[j];
         y[j] = u.d.D ? D * x[j] : V{};
         s[j] = V{}, q[j] = V{};
-        __builtin_prefetch(u.x<S>(t, c) + 2 * W);
-        __builtin_prefetch(u.dt<S>(t, c) + 2 * W);
-        __builtin_prefetch(u.dout<S>(t, c) + 2 * W);
+        fetch(u.x<S>(t, c));
+        fetch(u.dt<S>(t, c));
+        fetch(u.dout<S>(t, c));
+        if (scan.z) fetch(u.z<S>(t, c));
+        fetch((S*)u.d.dx + u.at(t, c));
+        fetch((S*)u.d.ddt + u.at(t, c));
+        if (scan.z) fetch((S*)scan.dz + u.b * scan.dz_b + t * scan.dz_t + c);
     }
     sweep(u, c, k, delta, dx, gy, y, s, q, g, dA, dB, dC);
     for (int j = 0; j < u.m; j++) {
@@ -361,15 +415,15 @@ INLINE void pack(const float* memory, float* blocks, int64_t rows, int64_t width
 struct Scratch {
     float *memory, *B, *C, *others, *state, *dA[2], *dD[2], *dbias[2], *dB, *dC;
     explicit Scratch(const Scan& s, bool backward) {
-        const int64_t N = s.states, tokens = s.length * N, wide = backward ? s.directions : 0;
-        const int64_t per_direction = s.strip * (N + 2), lanes = backward ? T * N * W : 0;
-        const int64_t floats = 2 * tokens + s.length * s.strip + s.strip * N + wide * per_direction + 2 * lanes;
-        memory = (float*)malloc(floats * sizeof(float));
+        const int64_t N = s.states, wide = backward ? s.directions : 0, lanes = backward ? T * N * W : 0;
+        const int64_t tokens = (s.length * N + W - 1) / W * W, per_direction = s.strip * (N + 2);
+        const int64_t floats = 2 * lanes + s.strip * N + wide * per_direction + s.length * s.strip + 2 * tokens;
+        memory = (float*)aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
         if (!memory) return;
-        B = memory, C = B + tokens, others = C + tokens, state = others + s.length * s.strip;
+        dB = memory, dC = dB + lanes, state = dC + lanes;
         float* p = state + s.strip * N;
         for (int64_t w = 0; w < wide; w++, p += per_direction) dA[w] = p, dD[w] = p + s.strip * N, dbias[w] = dD[w] + s.strip;
-        dB = p, dC = p + lanes;
+        others = p, B = others + s.length * s.strip, C = B + tokens;
         if (wide) memset(dA[0], 0, wide * per_direction * sizeof(float));
     }
     ~Scratch() { free(memory); }
@@ -409,7 +463,7 @@ template <class S> static void backward_task(const Scan& s, int64_t slot, int64_
             pack(d.dlast ? d.dlast + b * N * E + c0 : nullptr, w.state, N, width, E);
             for (int64_t first = s.length ? (s.length - 1) / T * T : -1; first >= 0; first -= T) {
                 Chunk u{s, d, b, first, chunk_tokens(s, first), which, w.B + first * N, w.C + first * N, w.others, c0};
-                memset(w.dB, 0, 2 * T * N * W * sizeof(float));
+                memset(w.dB, 0, (w.state - w.dB) * sizeof(float));
                 for (int64_t c = 0; c < width; c += W) {
                     float *g = w.state + c * N, *dA = w.dA[which] + c * N, *dD = w.dD[which] + c, *db = w.dbias[which] + c;
                     backward_block<S>(u, c0 + c, block_width(width, c), g, dA, dD, db, w.dB, w.dC);
@@ -417,7 +471,7 @@ template <class S> static void backward_task(const Scan& s, int64_t slot, int64_
                 for (int j = 0; j < u.m; j++)
                     for (int64_t n = 0; n < N; n++) {
                         const int64_t to = ((strip * s.batch + b) * s.length + u.token(j)) * N + n, from = (j * N + n) * W;
-                        d.dB[to] = sum(get(w.dB + from)), d.dC[to] = sum(get(w.dC + from));
+                        d.dB[to] = sum(w.dB + from), d.dC[to] = sum(w.dC + from);
                     }
             }
             if (d.dstart) unpack(w.state, d.dstart + b * N * E + c0, N, width, E);
@@ -498,7 +552,7 @@ template <class S> INLINE void convolve(const Conv& s, int64_t b, int64_t first,
         const int64_t i = first + j - before;
         const S* from = (const S*)s.x + b * s.x_b + s.token(i) * s.x_t + c;
         x[j] = i < 0 ? V{} : load(from, k);
-        if (i >= 0) __builtin_prefetch(from + 2 * W);
+        if (i >= 0) fetch(from);
     }
     const V bias = s.bias ? load(s.bias + c, k) : V{};
     for (int j = 0; j < m; j++) u[j] = bias;
@@ -526,7 +580,7 @@ INLINE void conv_backward_block(const Conv& s, int64_t b, int64_t first, int m, 
         if (s.silu) du[j] *= sg + u[j] * sg * (1.0f - sg);
         bias += du[j];
         dx[j] = V{};
-        __builtin_prefetch(from + 2 * W);
+        fetch(from);
     }
     put(db, bias);
     for (int j = 0; j < carried; j++) du[m + j] = get(behind + j * W);

@@ -28,7 +28,7 @@ from torch import Tensor
 from hybridmap.errors import UserError
 from hybridmap.ops import backend
 from hybridmap.ops.selective_scan import reference
-from hybridmap.ops.selective_scan.cpu import chunk_on
+from hybridmap.ops.selective_scan.cpu import kept_states
 from hybridmap.ops.selective_scan.reference import Direction
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -295,13 +295,8 @@ def performer(x: Tensor) -> ModuleType:
     return backend.performer("selective_scan", x.device, x.dtype)
 
 
-def kept_states(x: Tensor, states: int, channels: int, directions: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """Shape of what the scan of (batch, L, E) tokens keeps for its backward pass: the state before every chunk."""
-    return (x.shape[1] + chunk_on(x.device) - 1) // chunk_on(x.device), *directions, x.shape[0], states, channels
-
-
-# The operators. ``ckpt`` holds the state before every chunk of tokens, (chunks, batch, S, E), with a leading axis of the two
-# directions after the first for the bidirectional scan; it is empty without ``save_ckpt``.
+# The operators. ``ckpt`` holds the state before every chunk of tokens, with the shape ``kept_states``, whose axis of directions
+# only the bidirectional scan has; it is empty without ``save_ckpt``.
 
 _SCAN_INPUTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0"
 _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"

@@ -33,6 +33,8 @@ CHUNK = 16
 """T: tokens between two kept states."""
 CHUNK_ON_CUDA = 8
 """The same on CUDA devices: gpu.py holds the states of a chunk in registers."""
+KEPT_TOGETHER = 16
+"""Channels whose kept states lie together, so that a compiled kernel writes a few lines of memory and not one per state."""
 _CACHED = 1 << 19
 """Elements of one chunk buffer per thread of a CPU (2 MB in float32); as many samples share a block as fit."""
 _MOST_THREADS = 8
@@ -44,6 +46,26 @@ _LARGE = 1 << 26
 def chunk_on(device: torch.device) -> int:
     """T on this device, whichever implementation runs."""
     return CHUNK_ON_CUDA if device.type == "cuda" else CHUNK
+
+
+def kept_states(x: Tensor, states: int, channels: int, directions: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Shape of what the scan of (batch, L, E) tokens keeps for its backward pass: the state before every chunk.
+
+    (chunks, directions, batch, blocks, S, 16): the channels in blocks, the last one filled up with zeros.
+    """
+    chunks = (x.shape[1] + chunk_on(x.device) - 1) // chunk_on(x.device)
+    blocks = (channels + KEPT_TOGETHER - 1) // KEPT_TOGETHER
+    return chunks, *directions, x.shape[0], blocks, states, KEPT_TOGETHER
+
+
+def _in_blocks(states: Tensor) -> Tensor:
+    """(..., S, E) as it is kept: (..., blocks, S, 16)."""
+    return F.pad(states, (0, -states.shape[-1] % KEPT_TOGETHER)).unflatten(-1, (-1, KEPT_TOGETHER)).movedim(-2, -3)
+
+
+def _out_of_blocks(kept: Tensor, width: int) -> Tensor:
+    """The other way round."""
+    return kept.movedim(-3, -2).flatten(-2)[..., :width]
 
 
 class _Scan:
@@ -153,12 +175,13 @@ def forward(
     """Scan every direction, add them, gate and scale once; return (out, last, kept).
 
     ``h0`` and ``last`` are (directions, batch, E, S), the latter None unless the ``end`` is asked for; ``kept``, the state
-    before each chunk, is (chunks, directions, batch, S, E), or of no elements without ``keep``.
+    before each chunk, has the shape ``kept_states``, or no elements without ``keep``.
     """
     scan = _Scan(directions, reverse, softplus, buffers=2)
     out = torch.empty(directions[0].x.shape, dtype=directions[0].x.dtype, device=scan.device)
     last = scan.start(h0) if end else None
-    kept = scan.new(len(scan.chunks()), len(directions), scan.batch, scan.states, scan.width) if keep else scan.new(0)
+    shape = kept_states(directions[0].x, scan.states, scan.width, (len(directions),)) if keep else (0,)
+    kept = scan.new(*shape)
     for rows in scan.blocks():
         x, B, C, _, delta = scan.inputs(rows)
         dx = delta * x
@@ -167,7 +190,7 @@ def forward(
         for c, tokens in enumerate(scan.chunks()):
             decay, state = scan.buffers(tokens, before.shape[1])
             if keep:
-                kept[c, :, rows] = before
+                kept[c, :, rows] = _in_blocks(before)
             scan.run(delta[tokens], dx[tokens], B[tokens], before, decay, state)
             before.copy_(state[-1])
             _contract(C[tokens], state, y[tokens])
@@ -221,7 +244,7 @@ def backward(
         dA_rows = torch.zeros_like(after)
         for c, tokens in reversed(list(enumerate(scan.chunks()))):
             a, h, dh = scan.buffers(tokens, after.shape[1])
-            before = kept[c, :, rows]
+            before = _out_of_blocks(kept[c, :, rows], scan.width)
             scan.run(delta[tokens], dx[tokens], B[tokens], before, a, h)
             if gate is not None:
                 _contract(C[tokens], h, y[tokens])

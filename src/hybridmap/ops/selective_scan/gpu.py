@@ -34,7 +34,7 @@ from torch import Tensor
 
 from hybridmap.ops.gpu import LN2, launch, load_wide, power_of_two, sigmoid, silu_slope, softplus
 from hybridmap.ops.native import rows
-from hybridmap.ops.selective_scan.cpu import chunk_on
+from hybridmap.ops.selective_scan.cpu import KEPT_TOGETHER, chunk_on, kept_states
 from hybridmap.ops.selective_scan.reference import Direction
 
 
@@ -58,7 +58,7 @@ class _Side(NamedTuple):
     D: Tensor | None
     bias: Tensor | None
     kept: Tensor | None
-    """(chunks, directions, batch, S, E), from this direction on"""
+    """(chunks, directions, batch, blocks, S, 16), from this direction on"""
     start: Tensor | None = None
     """(batch, S, E), as are last, dlast and dstart: the states before and after the scan and their gradients"""
     last: Tensor | None = None
@@ -101,6 +101,15 @@ def _tile(ch, E, N, NP: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _kept_tile(c, sides, batch, b, ch, E, N, NP: tl.constexpr, together: tl.constexpr):
+    """Where the same tile lies in the states kept before chunk c."""
+    sample = (c * sides * batch + b) * tl.cdiv(E, together)
+    block = (sample + ch // together) * N
+    return (block[None, :] + tl.arange(0, NP)[:, None]) * together + (ch % together)[None, :]
+
+
+@triton.jit
+@no_type_check
 def _token(i, L, reverse: tl.constexpr):
     """The place in memory of the token that comes i-th in scan order."""
     return tl.cast(L - 1 - i if reverse else i, tl.int64)
@@ -129,7 +138,7 @@ def _load_states(pointer, stride_b, stride_t, b, i, L, N, NP: tl.constexpr, reve
 def _forward_side(
     side, gate, scale, b, ch, batch, L, E, N,
     first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr,
-    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr,
+    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr,
 ):  # fmt: skip
     cell, real = _tile(ch, E, N, NP)
     here = tl.where(ch < E, L, 0)  # a channel that does not exist has no tokens
@@ -140,7 +149,7 @@ def _forward_side(
     h = nothing if side.start is None else tl.load(side.start + b * N * E + cell, mask=real, other=0.0)
     for c in range(tl.cdiv(L, T)):
         if side.kept is not None:
-            tl.store(side.kept + (c * sides * batch + b) * N * E + cell, h, mask=real)
+            tl.store(side.kept + _kept_tile(c, sides, batch, b, ch, E, N, NP, together), h, mask=real)
         # all loads of the chunk come before its first store, so that their latency is paid once
         deltas, driven, ys, zs = (), (), (), ()
         for j in tl.static_range(T):
@@ -177,7 +186,8 @@ def _forward_side(
 @no_type_check
 def selective_scan_fwd_kernel(
     pair, gate, scale, batch, L, E, N,
-    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     b = tl.cast(tl.program_id(0) // blocks, tl.int64)
@@ -187,7 +197,7 @@ def selective_scan_fwd_kernel(
             tl.debug_barrier()  # what one direction has left for the next is read by the whole program
         _forward_side(
             pair[g], gate, scale, b, ch, batch, L, E, N,
-            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, NP,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, together, NP,
         )  # fmt: skip
 
 
@@ -211,7 +221,7 @@ def _load_token(
 def _backward_side(
     side, gate, scale, b, ch, block, batch, L, E, N,
     first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr,
-    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr,
+    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr,
 ):  # fmt: skip
     cell, real = _tile(ch, E, N, NP)
     here = tl.where(ch < E, L, 0)
@@ -225,7 +235,7 @@ def _backward_side(
     chunks = tl.cdiv(L, T)
     for back in range(chunks):
         c = chunks - 1 - back
-        states = (tl.load(side.kept + (c * sides * batch + b) * N * E + cell, mask=real, other=0.0),)
+        states = (tl.load(side.kept + _kept_tile(c, sides, batch, b, ch, E, N, NP, together), mask=real, other=0.0),)
         for j in tl.static_range(T - 1):
             x, _, delta = _load_step(side, b, ch, c * T + j, L, here, bias, reverse, is_softplus)
             B = _load_states(side.B, side.B_b, side.B_t, b, c * T + j, L, N, NP, reverse)
@@ -278,7 +288,8 @@ def _backward_side(
 @no_type_check
 def selective_scan_bwd_kernel(
     pair, gate, scale, batch, L, E, N,
-    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     block = tl.program_id(0) % blocks
@@ -289,7 +300,7 @@ def selective_scan_bwd_kernel(
             tl.debug_barrier()
         _backward_side(
             pair[g], gate, scale, b, ch, block, batch, L, E, N,
-            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, NP,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, together, NP,
         )  # fmt: skip
 
 
@@ -342,14 +353,17 @@ def forward(
         return x.new_empty(shape, dtype=torch.float32)
 
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    kept = new(math.ceil(L / chunk_on(x.device)), sides, batch, N, E) if keep else new(0)
+    kept = new(*kept_states(x, N, E, (sides,))) if keep else new(0)
+    if E % KEPT_TOGETHER:
+        kept.zero_()
     last = [new(batch, N, E) if end else None for _ in directions]
     pair = tuple(_side(d, kept[:, g] if keep else None, start=_turned(h0, g), last=last[g]) for g, d in enumerate(directions))
     gate = _Gate(*_strided(z), other=new(batch, L, E) if sides > 1 else None, out=out)
     NP, BD, warps = _sizes(N)
     launch(
         selective_scan_fwd_kernel, batch * math.ceil(E / BD), x, pair, gate, scale, batch, L, E, N,
-        sides=sides, reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
+        sides=sides, reverse=tuple(reverse), is_softplus=softplus,
+        T=chunk_on(x.device), together=KEPT_TOGETHER, NP=NP, BD=BD, warps=warps,
     )  # fmt: skip
     return out, torch.stack([h for h in last if h is not None]).mT.contiguous() if end else None, kept
 
@@ -401,7 +415,8 @@ def backward(
     gate = _Gate(*_strided(z), other, None, *_strided(dout), *_strided(dz))
     launch(
         selective_scan_bwd_kernel, batch * blocks, x, pair, gate, scale, batch, L, E, N,
-        sides=sides, reverse=tuple(reverse), is_softplus=softplus, T=chunk_on(x.device), NP=NP, BD=BD, warps=warps,
+        sides=sides, reverse=tuple(reverse), is_softplus=softplus,
+        T=chunk_on(x.device), together=KEPT_TOGETHER, NP=NP, BD=BD, warps=warps,
     )  # fmt: skip
     gradients = []
     for d, side in zip(directions, pair, strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridmap.ops import native
-from hybridmap.ops.selective_scan.cpu import CHUNK
+from hybridmap.ops.selective_scan.cpu import KEPT_TOGETHER, kept_states
 from hybridmap.ops.selective_scan.reference import Direction
 
 _pointer, _integer = ctypes.c_void_p, ctypes.c_int64
@@ -121,8 +121,10 @@ def forward(
     call = _Call(directions, reverse, z, softplus, scale)
     B, L, E, N = call.batch, call.length, call.channels, call.states
     out = call.made(call.scan, "out", B, L, E, narrow=True)
-    chunks = math.ceil(L / CHUNK)
-    kept = call.made(call.scan, "kept", chunks, len(directions), B, N, E) if keep else out.new_empty(0, dtype=torch.float32)
+    shape = kept_states(directions[0].x, N, E, (len(directions),))
+    kept = call.made(call.scan, "kept", *shape) if keep else out.new_empty(0, dtype=torch.float32)
+    if E % KEPT_TOGETHER:
+        kept.zero_()
     ends = []
     for g in range(len(directions)):
         call.point(call.scan.direction[g], "start", None if h0 is None else h0[g].mT)
