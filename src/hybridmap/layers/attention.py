@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ def head_width(dim: int, num_heads: int) -> int:
     return dim // num_heads
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, causal: bool = False) -> Tensor:
+    """``softmax(q k^T / sqrt(head width)) v`` of (B, H, Q, W) queries and (B, H, K, W) keys and values.
+
+    On CPUs half precision is widened to float32: there the backward pass of torch's own half precision attention takes two to
+    three times as long as float32's with both casts (docs/diary.md).
+    """
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), allowed, causal).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+
+
 class Attention(nn.Module):
     """``proj(softmax(q k^T / sqrt(head width)) v)`` with q, k and v from one linear map ``qkv`` (rows in the order q, k, v)."""
 
@@ -38,7 +51,7 @@ class Attention(nn.Module):
         the query's own position."""
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_width))  # (B, L, 3, H, D/H)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, D/H)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
+        out = attend(q, k, v, allowed, causal)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -59,5 +72,5 @@ class CrossAttention(nn.Module):
         q = self.q(queries).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)  # (B, H, Q, D/H)
         kv = self.kv(memory).unflatten(-1, (2, self.num_heads, self.head_width))  # (B, K, 2, H, D/H)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, K, D/H)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        out = attend(q, k, v, allowed)
         return self.proj(out.transpose(1, 2).flatten(2))

@@ -45,9 +45,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What the kernels call the dtype of the activations."""
 SLOTS = 32
 """Parts of a batch, at most; each has its own partial sums, so that no sum depends on the number of threads."""
-STRIP = 256
+STRIP = 512
 """Channels of a strip, at most: the y of one direction of a scan, (L, strip), should stay in the cache of one core."""
-TASKS = 64
+TASKS = 16
 """Strips get narrower until there are so many tasks, or one strip is this narrow."""
 
 Demand = Literal["prebuilt", "jit", "torch"]

@@ -352,7 +352,7 @@ template <class S>
 static void backward_block(const Chunk& u, int64_t c, int k, float* g, float* dA, float* dD, float* dbias, float* dB, float* dC) {
     const Scan& scan = u.scan;
     const V bias = u.d.bias ? load(u.d.bias + c, k) : V{}, D = u.d.D ? load(u.d.D + c, k) : V{};
-    V x[T], delta[T], slope[T], dx[T], gy[T], y[T], s[T], q[T], to_D = V{}, to_bias = V{};
+    V x[T], delta[T], slope[T], dx[T], gy[T], to_z[T], y[T], s[T], q[T], to_D = V{}, to_bias = V{};
     for (int j = 0; j < u.m; j++) {
         const int64_t t = u.token(j);
         V raw = load(u.dt<S>(t, c), k) + bias;
@@ -362,8 +362,9 @@ static void backward_block(const Chunk& u, int64_t c, int k, float* g, float* dA
         dx[j] = delta[j] * x[j];
         gy[j] = load(u.dout<S>(t, c), k) * (float)scan.scale;
         if (scan.z) {
-            V z = load(u.z<S>(t, c), k);
-            gy[j] *= z * sigmoid(z);
+            V z = load(u.z<S>(t, c), k), sg = sigmoid(z), silu = z * sg;
+            to_z[j] = gy[j] * (sg + silu * (1.0f - sg));
+            gy[j] *= silu;
         }
         to_D += gy[j] * x[j];
         y[j] = u.d.D ? D * x[j] : V{};
@@ -389,9 +390,7 @@ static void backward_block(const Chunk& u, int64_t c, int k, float* g, float* dA
             put(u.other(t, c), total);
             continue;
         }
-        V z = load(u.z<S>(t, c), k), sg = sigmoid(z), silu = z * sg;
-        V dout = load(u.dout<S>(t, c), k) * (float)scan.scale;
-        store((S*)scan.dz + u.b * scan.dz_b + t * scan.dz_t + c, dout * total * (sg + silu * (1.0f - sg)), k);
+        store((S*)scan.dz + u.b * scan.dz_b + t * scan.dz_t + c, to_z[j] * total, k);
     }
     put(dD, get(dD) + to_D);
     put(dbias, get(dbias) + to_bias);
