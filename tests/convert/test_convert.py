@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hybridmap.backbones import HybridNet, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
+from hybridmap.convert.resize import resized
 from hybridmap.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
@@ -190,6 +193,41 @@ def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     assert (again.family, again.decoder) == (loaded.family, loaded.decoder)
     assert again.config is not None
     again.config.build().load_state_dict(again.backbone, strict=True)
+
+
+def test_a_converted_file_says_what_it_came_from(tmp_path: Path) -> None:
+    state, told = official("map-pretrain-a")
+    torch.save({"model": state}, tmp_path / "official.pth")
+    loaded = load_checkpoint(tmp_path / "official.pth", **told)
+    write_ours(loaded, tmp_path / "a.safetensors", source=tmp_path / "official.pth")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["hybridmap"])
+    assert about["source_sha256"] == hashlib.sha256((tmp_path / "official.pth").read_bytes()).hexdigest()
+    assert about["family"] == "map-hybridnet"
+    assert about["dropped"] == loaded.report.dropped
+    assert about["dropped"]["cls_token"] == "saved by the released pretraining, which never trains it"
+
+
+@pytest.mark.parametrize(
+    "name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare"]
+)
+def test_weights_are_resampled_for_another_size(name: str) -> None:
+    state, told = official(name)
+    loaded = convert(state, **told)
+    patch = loaded.config.patch_size
+    size = (5 * patch, 4 * patch)
+    other = resized(loaded, size)
+    assert other.config.img_size == size
+    assert other.weights.keys() == loaded.weights.keys()
+    network = other.config.build()
+    network.load_state_dict(other.backbone)
+    assert network(torch.zeros(1, loaded.config.in_chans, *size)).isfinite().all()
+    changed = {key for key, value in other.weights.items() if value.shape != loaded.weights[key].shape}
+    assert changed == {"pos_embed"} | ({"decoder.pos_embed"} & loaded.weights.keys())
+    same = resized(loaded, loaded.config.img_size)
+    assert all(torch.equal(same.weights[key], loaded.weights[key]) for key in loaded.weights)
+    with pytest.raises(UserError, match="must be a multiple of the patch size"):
+        resized(loaded, patch + 1)
 
 
 def test_weights_and_checkpoints_of_a_run_are_read_as_ours(tmp_path: Path) -> None:
