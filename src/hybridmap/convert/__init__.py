@@ -16,13 +16,14 @@ from torch import Tensor
 from hybridmap.convert.mae_pretrain import MaePretrain
 from hybridmap.convert.mae_vit import MaeViT
 from hybridmap.convert.mamba_reg import MambaReg
+from hybridmap.convert.mambavision import MambaVisionOrigin
 from hybridmap.convert.map_hybridnet import MapHybridNet
 from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT())
+ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), MambaVisionOrigin())
 """Every kind of official file that can be read. At most one recognises a file."""
 
 
