@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from hybridmap.backbones.base import Backbone, Head
-from hybridmap.backbones.sequence import check_images, sides, timm_cfg
+from hybridmap.backbones.sequence import check_images, check_size, sides, timm_cfg
 from hybridmap.errors import UserError
 from hybridmap.tokens.images import assemble, partition
 from hybridmap.tokens.select import take
@@ -87,8 +87,7 @@ class HierarchicalBackbone(Backbone):
         self.widths = tuple(config.embed_dim * 2**s for s in range(len(config.depths)))
         self.strides = tuple(self.STEM_STRIDE * 2**s for s in range(len(config.depths)))
         self._check_unit(config.patch_size)
-        if min(sides(config.img_size)) < 1:
-            raise UserError(f"the image size must be at least 1 pixel, got {config.img_size}")
+        check_size(config.img_size, 1)
         self.embed_dim = self.num_features = self.head_hidden_size = self.widths[-1]
         self.num_classes = config.num_classes
         self.num_prefix_tokens = 0
@@ -310,6 +309,7 @@ class HierarchicalBackbone(Backbone):
         if patch_size is not None:
             for side in sides(patch_size):
                 self._check_unit(side)
+        check_size(img_size or self.config.img_size, 1)
         self.config = replace(self.config, img_size=img_size or self.config.img_size)
 
     def _check_unit(self, side: int) -> None:

@@ -116,9 +116,9 @@ class MambaVision(HierarchicalBackbone):
     first_conv: ClassVar[str] = "stem.0"
 
     def __init__(self, config: MambaVision.Config) -> None:
-        super().__init__(config)
         if len(config.depths) != 4:
             raise UserError(f"MambaVision has four stages, got depths={config.depths}; try (1, 3, 8, 4)")
+        super().__init__(config)
         if min(config.window_size) < 1:
             raise UserError(f"windows need at least one position, got window_size={config.window_size}; try (14, 7)")
         if config.init not in ("keep_dt", "released"):

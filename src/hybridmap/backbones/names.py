@@ -18,6 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from torch import nn
 
 from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.sequence import timm_cfg
@@ -132,8 +133,10 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
             )
         if "drop_path_rate" in kwargs:
             kwargs["drop_path"] = kwargs.pop("drop_path_rate")
-        getter = {"out_indices": 3, "feature_cls": "getter"}
-        return build_model_with_cfg(partial(_build, find(name, preset)), name, pretrained, feature_cfg=getter, **kwargs)
+        config = find(name, preset)
+        levels = len(config.depths) if isinstance(config, HierarchicalBackbone.Config) else 3
+        getter = {"out_indices": levels, "feature_cls": "getter"}
+        return build_model_with_cfg(partial(_build, config), name, pretrained, feature_cfg=getter, **kwargs)
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{name}, as described in {__name__}.MODELS."
