@@ -158,7 +158,7 @@ def test_windows_that_fit_are_independent_and_row_by_row() -> None:
     look.register_forward_hook(lambda module, inputs, output: seen.append(output))
     stage = WindowStage([look], None, 2)
     x = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
-    assert torch.equal(stage(x), x)
+    assert torch.equal(stage.mix(x), x)
     assert seen[0].shape == (2 * 6, 4, 3)
     assert torch.equal(seen[0][4], x[0, :, 2:4, 2:4].flatten(1).T)  # image 0, window row 1, window column 1
     assert torch.equal(seen[0][6 + 2], x[1, :, :2, 4:].flatten(1).T)
@@ -174,7 +174,7 @@ def test_maps_are_padded_at_the_right_and_at_the_bottom_and_cropped() -> None:
 
     stage = WindowStage([Count(), Count()], None, 3)
     x = torch.rand(1, 2, 4, 5) + 1
-    assert torch.equal(stage(x), x + 2)
+    assert torch.equal(stage.mix(x), x + 2)
     assert seen[0].shape == (4, 9, 2)
     inside = seen[0].view(2, 2, 3, 3, 2).permute(0, 2, 1, 3, 4).reshape(6, 6, 2)
     assert torch.equal(inside[:4, :5], x[0].permute(1, 2, 0))
@@ -196,7 +196,7 @@ def test_windows_do_not_see_each_other() -> None:
     x = torch.randn(1, 32, 8, 8)
     changed = x.clone()
     changed[..., 4:, 4:] = 0
-    y, z = stage(x), stage(changed)
+    y, z = stage.mix(x), stage.mix(changed)
     assert torch.equal(y[..., :4, :], z[..., :4, :])
     assert torch.equal(y[..., 4:, :4], z[..., 4:, :4])
     assert (y - z)[..., 4:, 4:].abs().min() > 0
@@ -213,7 +213,7 @@ def test_scales_start_at_their_value_and_act_on_their_branch() -> None:
     for stage in net.stages:
         width = stage.blocks[0].norm1.weight.shape[0]
         x = torch.randn(1, width, 4, 4)
-        assert torch.equal(stage(x), x)
+        assert torch.equal(stage.mix(x), x)
 
 
 def test_queries_and_keys_can_be_normalised_per_head() -> None:

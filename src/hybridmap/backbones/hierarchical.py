@@ -34,9 +34,10 @@ from hybridmap.types import Features, Mask, Patches, Tap
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, and ``downsample`` to the next one (None in the last stage), which the backbone calls.
+    """Blocks at one resolution, then ``downsample`` to the next one (None in the last stage).
 
-    A stage whose blocks do not work on maps overrides :meth:`forward` and calls :meth:`run` inside.
+    A stage whose blocks do not work on maps overrides :meth:`mix` and calls :meth:`run` inside. Downsampling is called here and
+    not by the backbone, so that a stage can be sharded as a whole.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], downsample: nn.Module | None) -> None:
@@ -45,8 +46,13 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.checkpointing = False
 
-    def forward(self, x: Float[Tensor, "B D rows columns"]) -> Float[Tensor, "B D rows columns"]:
-        """The map behind the last block, before it is downsampled."""
+    def forward(self, x: Float[Tensor, "B D rows columns"]) -> tuple[Tensor, Tensor]:
+        """(the map behind the last block, what the next stage is given)."""
+        mixed = self.mix(x)
+        return mixed, mixed if self.downsample is None else self.downsample(mixed)
+
+    def mix(self, x: Float[Tensor, "B D rows columns"]) -> Float[Tensor, "B D rows columns"]:
+        """The map behind the last block."""
         return self.run(x)
 
     def run(self, x: Tensor) -> Tensor:
@@ -185,10 +191,9 @@ class HierarchicalBackbone(Backbone):
     def _stage_maps(self, images: Float[Tensor, "B C height width"]) -> Iterator[Float[Tensor, "B _ rows columns"]]:
         """The map behind each stage, before it is downsampled."""
         x = self.stem(images)
-        for stage in self._stages():
-            x = stage(x)
-            yield x
-            x = x if stage.downsample is None else stage.downsample(x)
+        for stage in self.stages:
+            mixed, x = stage(x)
+            yield mixed
 
     def _stages(self) -> list[Stage]:
         return [stage for stage in self.stages if isinstance(stage, Stage)]

@@ -77,7 +77,7 @@ class WindowStage(Stage):
         super().__init__(blocks, downsample)
         self.window = window
 
-    def forward(self, x: Float[Tensor, "B D rows columns"]) -> Float[Tensor, "B D rows columns"]:
+    def mix(self, x: Float[Tensor, "B D rows columns"]) -> Float[Tensor, "B D rows columns"]:
         rows, columns = x.shape[-2:]
         padded = F.pad(x, (0, -columns % self.window, 0, -rows % self.window)).permute(0, 2, 3, 1)  # (B, rows, columns, D)
         size = (self.window, self.window)

@@ -43,11 +43,12 @@ def mambavision(rec: Recording) -> None:
     model.to(rec.dtype).eval()
 
     watched = {f"level{s}_block{j}": block for s in (2, 3) for j, block in enumerate(model.stages[s].blocks)}
-    watched |= {f"level{s}_pre": model.stages[s] for s in range(3)} | {"level3": model.stages[3], "patch_embed": model.stem}
-    watched |= {f"level{s}": model.stages[s].downsample for s in range(3)}
+    watched |= {"patch_embed": model.stem} | {f"stage{s}": stage for s, stage in enumerate(model.stages)}
     images = rec.input("image")
     with Recorder(watched) as outputs:
         logits = model(images)
+    for s in range(4):
+        outputs[f"level{s}_pre"], outputs[f"level{s}"] = outputs[f"stage{s}"]
     rec.check_each("feature.", r"(patch_embed|level\d_pre)", lambda name: outputs[name][:, :KEPT])
     rec.check_each("feature.", r"(level\d|level\d_block\d+)", lambda name: outputs[name])
     rec.check("output.features", model.forward_head(model.forward_features(images), pre_logits=True))
