@@ -19,6 +19,7 @@ from hybridmap.config import override
 from hybridmap.errors import UserError
 from hybridmap.layers import Attention, MambaVisionMixer
 from hybridmap.objectives.map import MAP
+from hybridmap.ops import use_backend
 from hybridmap.tasks.classification import Classification
 from hybridmap.tasks.features import describe
 from hybridmap.types import Batch, Mask, Patches
@@ -76,6 +77,24 @@ def test_the_bias_of_the_step_sizes_counts_twice() -> None:
     u = torch.randn(2, 7, 24, dtype=torch.float64)
     torch.testing.assert_close(m(u), plain_mixer(m, u, 2 * m.dt_proj.bias), rtol=1e-10, atol=1e-12)
     assert (m(u) - plain_mixer(m, u, m.dt_proj.bias)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "gpu"])
+def test_every_kernel_computes_the_same_mixer(backend) -> None:
+    if backend == "gpu":
+        pytest.importorskip("triton", reason="triton is not installed")
+    device = "cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu"
+    exact = MambaVisionMixer(8).double()
+    m = MambaVisionMixer(8)
+    m.load_state_dict(exact.state_dict())
+    u = torch.randn(2, 5, 8, dtype=torch.float64)
+    exact(u).square().sum().backward()
+    with use_backend(backend):
+        out = m.to(device)(u.to(device, torch.float32))
+        out.square().sum().backward()
+    torch.testing.assert_close(out.cpu().double(), exact(u), rtol=1e-4, atol=1e-5)
+    ours = {name: p.grad.cpu().double() for name, p in m.named_parameters()}
+    torch.testing.assert_close(ours, {name: p.grad for name, p in exact.named_parameters()}, rtol=1e-3, atol=1e-5)
 
 
 def test_the_mixer_has_the_size_of_the_specification() -> None:
