@@ -30,6 +30,12 @@ COUNTS = {
     "mae_deit_tiny_patch16_224": 5_717_416,
     "mae_deit_small_patch16_224": 22_050_664,
     "mae_deit_base_patch16_224": 86_567_656,
+    "mambavision_tiny_224": 31_794_248,
+    "mambavision_tiny2_224": 35_104_008,
+    "mambavision_small_224": 50_140_584,
+    "mambavision_base_224": 97_685_288,
+    "mambavision_large_224": 227_961_048,
+    "mambavision_large2_224": 241_554_824,
 }
 
 
@@ -146,7 +152,8 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-assert added and all(name.startswith(("hybridnet_", "mambar_", "map_", "mae_")) for name in added), added
+ours = ("hybridnet_", "mambar_", "map_", "mae_", "mambavision_", "mamba_vision_")
+assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hybridmap.backbones import HybridNet, ViT
+from hybridmap.backbones import HybridNet, MambaVision, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
 from hybridmap.convert.resize import resized
@@ -30,18 +30,22 @@ FILES = [
     ("mae-pretrain-b", "mae-pretrain"),
     ("mae-vit-cls-nonsquare", "mae-vit"),
     ("mae-vit-globalpool", "mae-vit"),
+    ("mambavision-a", "mambavision"),
+    ("mambavision-b-nonsquare-padded", "mambavision"),
 ]
-FOREIGN = ("vim-v2-midcls", "arm-pretrain-a", "arm-finetune-a", "mambavision-a", "mamba3d-cls-a", "point-mae-pretrain-a")
+FOREIGN = ("vim-v2-midcls", "arm-pretrain-a", "arm-finetune-a", "mamba3d-cls-a", "point-mae-pretrain-a")
 
 
 def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A recorded official state dict, and what ``convert`` must be told of it."""
     tensors = load_file(FIXTURES / f"{name}.safetensors")
     args = json.loads((FIXTURES / f"{name}.json").read_text())["config"]["args"]
-    size, patch = args["img_size"], args["patch_size"]
+    size, patch = args.get("img_size"), args.get("patch_size")
     grid = (size[0] // patch, size[1] // patch) if isinstance(size, list) else None
-    state = {key.removeprefix("state."): value.float() for key, value in tensors.items() if key.startswith("state.")}
-    return state, {"num_heads": args.get("num_heads"), "grid": grid}
+    heads = args.get("num_heads")
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return state, {"num_heads": heads[2] if isinstance(heads, list) else heads, "grid": grid}
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES)
@@ -102,6 +106,51 @@ def test_shapes_tell_all_of_a_vit_but_its_heads() -> None:
     assert isinstance(config, ViT.Config)
     assert (config.depth, config.embed_dim, config.num_heads, config.mlp_ratio) == (3, 48, 4, 4.0)
     assert (config.pool, config.norm_position, config.num_classes) == ("avg", "pooled", 10)
+
+
+def test_shapes_tell_all_of_a_mambavision_but_its_heads_and_windows() -> None:
+    config = convert(official("mambavision-b-nonsquare-padded")[0], num_heads=4).config
+    assert isinstance(config, MambaVision.Config)
+    assert (config.depths, config.embed_dim, config.stem_dim, config.mlp_ratio) == ((1, 2, 4, 3), 12, 8, 2.0)
+    assert (config.num_heads, config.qk_norm, config.num_classes, config.in_chans) == ((4, 8), False, 6, 3)
+    assert config.layer_scale is not None
+    assert config.conv_layer_scale is not None
+    other = convert(official("mambavision-a")[0], num_heads=4).config
+    assert isinstance(other, MambaVision.Config)
+    assert other.layer_scale is None
+    assert other.conv_layer_scale is None
+    with pytest.raises(UserError, match="how many heads a MambaVision of width 12 has; give num_heads"):
+        convert(official("mambavision-b-nonsquare-padded")[0])
+
+
+def test_a_mambavision_file_with_a_prefix_and_without_counters_is_complete() -> None:
+    state, told = official("mambavision-a")
+    bare = {f"model.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    origin = origin_of(bare)
+    assert origin.family == "mambavision"
+    loaded, whole = convert(bare, **told), convert(state, **told)
+    assert loaded.weights.keys() == whole.weights.keys()
+    assert {name.rpartition(".")[2] for name in loaded.report.fresh} == {"num_batches_tracked"}
+    assert loaded.config is not None
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+    restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in bare.items()})
+    assert all(torch.equal(restored[key], bare[key]) for key in bare)
+
+
+def test_norms_of_queries_and_keys_are_taken_over() -> None:
+    state, told = official("mambavision-a")
+    attention = [key.removesuffix(".qkv.weight") for key in state if key.endswith(".qkv.weight")]
+    width = {2: 64 // 4, 3: 128 // 8}
+    for name in attention:
+        for norm in ("q_norm", "k_norm"):
+            for leaf in ("weight", "bias"):
+                state[f"{name}.{norm}.{leaf}"] = torch.randn(width[int(name.split(".")[1])])
+    loaded = convert(state, **told)
+    assert isinstance(loaded.config, MambaVision.Config)
+    assert loaded.config.qk_norm
+    net = loaded.config.build()
+    net.load_state_dict(loaded.backbone, strict=True)
+    assert torch.equal(net.stages[3].blocks[1].mixer.k_norm.bias, state["levels.3.blocks.1.mixer.k_norm.bias"])
 
 
 def test_what_pretraining_never_trains_is_dropped_with_its_reason() -> None:

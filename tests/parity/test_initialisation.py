@@ -17,6 +17,7 @@ import pytest
 import torch
 from parity_harness import TO_COME, descriptions, family
 from parity_harness.hybrid import hybrid_config
+from parity_harness.mambavision import mambavision_config
 from parity_harness.vit import backbone_config
 from torch import Tensor, nn
 
@@ -67,7 +68,16 @@ def mae_model(args: dict[str, Any]) -> Weights:
     return parameters(objective.backbone, objective)
 
 
-MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {"map": map_model, "reg": mamba_reg_model, "mae": mae_model}
+def mambavision_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(mambavision_config(args), init="released").build())
+
+
+MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {
+    "map": map_model,
+    "reg": mamba_reg_model,
+    "mae": mae_model,
+    "mambavision": mambavision_model,
+}
 
 
 def models() -> list[Any]:
