@@ -17,6 +17,7 @@ import pytest
 import torch
 from parity_harness import TO_COME, descriptions, family
 from parity_harness.hybrid import hybrid_config
+from parity_harness.vim import vim_config
 from parity_harness.vit import backbone_config
 from torch import Tensor, nn
 
@@ -53,6 +54,10 @@ def mamba_reg_model(args: dict[str, Any]) -> Weights:
     return parameters(replace(hybrid_config(args, "M" * args["depth"]), init="released").build())
 
 
+def vim_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(vim_config(args), init="released").build())
+
+
 def mae_model(args: dict[str, Any]) -> Weights:
     args = {"mlp_ratio": 4.0} | args
     if "decoder_embed_dim" not in args:
@@ -67,7 +72,12 @@ def mae_model(args: dict[str, Any]) -> Weights:
     return parameters(objective.backbone, objective)
 
 
-MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {"map": map_model, "reg": mamba_reg_model, "mae": mae_model}
+MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {
+    "map": map_model,
+    "reg": mamba_reg_model,
+    "mae": mae_model,
+    "vim": vim_model,
+}
 
 
 def models() -> list[Any]:

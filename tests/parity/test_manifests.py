@@ -15,7 +15,7 @@ from hybridmap.convert import convert, origin_of
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
 from hybridmap.objectives.map import MAP
 
-SUPPORTED = ("map", "reg", "mae")
+SUPPORTED = ("map", "reg", "mae", "vim")
 
 
 def models() -> list[Any]:

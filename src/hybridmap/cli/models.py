@@ -18,6 +18,7 @@ from hybridmap.errors import UserError
 SOURCES = {
     "hybridnet_": "MAP, arXiv:2410.00871",
     "mambar_": "Mamba-R, arXiv:2405.14858",
+    "vim_": "Vision Mamba, arXiv:2401.09417",
     "mae_vit_": "MAE, arXiv:2111.06377",
     "mae_deit_": "DeiT, arXiv:2012.12877",
 }

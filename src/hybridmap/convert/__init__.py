@@ -20,9 +20,10 @@ from hybridmap.convert.map_hybridnet import MapHybridNet
 from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
+from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT())
+ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), VimClassifier())
 """Every kind of official file that can be read. At most one recognises a file."""
 
 

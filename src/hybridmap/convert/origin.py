@@ -28,7 +28,7 @@ class Rule:
 
     official: str
     ours: tuple[str, ...]
-    """Our name, or our names in the order of the parts."""
+    """Our name, or our names in the order of the parts; none for a fixed table that our network computes."""
     sizes: tuple[int, ...] = ()
     """Lengths of the parts along ``dim``, where there are several."""
     dim: int = 0
@@ -144,15 +144,18 @@ class Origin(ABC):
         for rule in rules:
             if rule.official not in state:
                 fresh |= dict.fromkeys(rule.ours, rule.optional)
+            elif not rule.ours:
+                dropped[rule.official] = "a fixed table, which our network computes"
             elif rule.untrained and not keep_untrained:
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
         config = self.config(shapes, num_heads=num_heads, grid=grid)
+        pretraining = any(rule.untrained and rule.official in dropped for rule in rules)
         return Loaded(
             family=self.family,
             weights=weights,
-            config=config.encoder() if dropped else config,
+            config=config.encoder() if pretraining else config,
             report=InitReport(loaded=tuple(weights), dropped=dropped, fresh=fresh),
             decoder=self.decoder(shapes),
         )
@@ -165,7 +168,7 @@ class Origin(ABC):
             shapes: of the official file, from which the rules follow.
         """
         rules = self.rules(shapes)
-        return {rule.official: rule.join(tensors) for rule in rules if all(name in tensors for name in rule.ours)}
+        return {rule.official: rule.join(tensors) for rule in rules if rule.ours and tensors.keys() >= set(rule.ours)}
 
 
 def indices(shapes: Shapes, prefix: str) -> int:

@@ -6,6 +6,7 @@ from hybridmap.layers.mamba import InferenceParams, Mamba, MambaMixer
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample, sincos_2d
 from hybridmap.layers.registers import Registers
+from hybridmap.layers.rotary import Rotary
 
 __all__ = [
     "AddNorm",
@@ -17,6 +18,7 @@ __all__ = [
     "MambaBlock",
     "MambaMixer",
     "Registers",
+    "Rotary",
     "Stack",
     "TransformerBlock",
     "resample",
