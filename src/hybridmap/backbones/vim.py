@@ -186,9 +186,9 @@ class Vim(SequenceBackbone):
         self._read_marks()
 
     @property
-    def class_tokens(self) -> list[nn.Parameter]:
+    def class_tokens(self) -> tuple[Tensor, ...]:
         """Each (1, 1, D), in the order in which they stand in the sequence."""
-        return [self.get_parameter(name) for name in TOKENS[self.config.class_token]]
+        return tuple(self.get_parameter(name) for name in TOKENS[self.config.class_token])
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -244,7 +244,7 @@ class Vim(SequenceBackbone):
             return None
         cosine, sine = self.rope(coords, grid)
         if self.num_prefix_tokens:
-            still = torch.zeros_like(sine[:, : self.num_prefix_tokens])
+            still = sine.new_zeros(sine.shape[0], self.num_prefix_tokens, self.embed_dim)
             cosine, sine = self._join(still + 1, cosine), self._join(still, sine)
         return lambda x: rotate(x, cosine, sine)
 

@@ -55,7 +55,7 @@ class VimClassifier(Origin):
     source = "Vim"
 
     def __init__(self, class_token: Literal["middle", "first"] = "middle") -> None:
-        self.one = class_token
+        self.one: ClassToken = class_token
 
     def recognises(self, shapes: Shapes) -> bool:
         telling = {"patch_embed.proj.weight", "layers.0.norm.weight", "layers.0.mixer.A_log", "norm_f.weight"}

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybridmap import ops
 from hybridmap.backbones.vim import Vim
 from hybridmap.convert.vim import VimClassifier
+from hybridmap.layers.mamba import MambaMixer
 from hybridmap.layers.rotary import Rotary
 from parity_harness.hybrid import Recorder, check_model_gradients, prepare
 from parity_harness.recording import Recording
@@ -81,6 +83,16 @@ def use_recorded_tables(rec: Recording, model: Vim, state: dict[str, Tensor]) ->
     model.rope.cosine, model.rope.sine = cosine, sine
 
 
+class Forgetful(MambaMixer):
+    """v1 with the gradient of the official backward pass, which is not that of its forward pass: the share of the gate's
+    gradient that comes from the backward scan is lost. Our mixer's gradient is the derivative (tests/layers/test_mamba.py)."""
+
+    def _scan_twice(self, xz: Tensor, fwd: ops.Parameters) -> Tensor:
+        x, z = xz.chunk(2, dim=-1)
+        still = torch.cat([x, z.detach()], dim=-1)
+        return super()._scan_twice(still, fwd) + ops.mamba_inner(xz, fwd) - ops.mamba_inner(still, fwd)
+
+
 def vim(rec: Recording) -> None:
     args, state = rec.config["args"], rec.state()
     config = vim_config(args)
@@ -101,5 +113,11 @@ def vim(rec: Recording) -> None:
     rec.check("output.logits", logits)
     loss = F.cross_entropy(logits, rec.input("labels"))
     rec.check("output.loss", loss)
+    if config.mixer == "v1":
+        for module in model.modules():
+            if isinstance(module, MambaMixer):
+                module.__class__ = Forgetful
+        loss = F.cross_entropy(model(images), rec.input("labels"))
+        rec.check("output.loss", loss)
     loss.backward()
     check_model_gradients(rec, origin, model, state)
