@@ -15,7 +15,7 @@ from hybridmap.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
-    """Files of MAP, Mamba-R, MAE and its ViTs are recognised by what they hold; nothing in them is run."""
+    """Files of MAP, Mamba-R, Vim, MAE and its ViTs are recognised by what they hold; nothing in them is run."""
 
     file: tyro.conf.Positional[str]
     """A file of torch.save, or safetensors with the official names."""
