@@ -15,7 +15,7 @@ from hybridmap.convert import convert, origin_of
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
 from hybridmap.objectives.map import MAP
 
-SUPPORTED = ("map", "reg", "mae", "mambavision")
+SUPPORTED = ("map", "reg", "mae", "mambavision", "vim")
 
 
 def models() -> list[Any]:

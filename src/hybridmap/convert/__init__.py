@@ -22,9 +22,10 @@ from hybridmap.convert.moco_v3 import MocoV3
 from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
+from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), MocoV3(), MambaVisionOrigin())
+ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), MocoV3(), MambaVisionOrigin(), VimClassifier())
 """Every kind of official file that can be read. At most one recognises a file."""
 
 

@@ -7,6 +7,7 @@ from hybridmap.layers.mambavision import MambaVisionMixer
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample, sincos_2d
 from hybridmap.layers.registers import Registers
+from hybridmap.layers.rotary import Rotary
 
 __all__ = [
     "AddNorm",
@@ -19,6 +20,7 @@ __all__ = [
     "MambaMixer",
     "MambaVisionMixer",
     "Registers",
+    "Rotary",
     "Stack",
     "TransformerBlock",
     "resample",
