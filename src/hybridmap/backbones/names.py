@@ -17,6 +17,7 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
+from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.backbones.sequence import timm_cfg
@@ -46,6 +47,15 @@ def _mae(depth: int, dim: int, heads: int, patch: int = 16) -> ViT.Config:
     return ViT.Config(depth=depth, embed_dim=dim, num_heads=heads, patch_size=patch, pool="avg", norm_position="pooled")
 
 
+def _arm(depth: int, dim: int) -> ARM.Config:
+    return ARM.Config(depth=depth, embed_dim=dim)
+
+
+def _arm_pretrain(depth: int, dim: int) -> ARM.Config:
+    one_way = ARM.Config(depth=depth, embed_dim=dim, img_size=192, directions=1, scan="cluster(4)", positions="sincos")
+    return one_way.encoder()
+
+
 MODELS: dict[str, Backbone.Config] = {
     # yunzeliu/MAP:models_mamba.py @ f3bcdff; 16 heads in L, since the released 12 do not divide 1024
     "hybridnet_tiny_patch16_224": _hybridnet(24, 192, 12, 12, 1),
@@ -70,12 +80,19 @@ MODELS: dict[str, Backbone.Config] = {
     "mae_deit_tiny_patch16_224": ViT.Config(embed_dim=192, num_heads=3),
     "mae_deit_small_patch16_224": ViT.Config(embed_dim=384, num_heads=6),
     "mae_deit_base_patch16_224": ViT.Config(embed_dim=768, num_heads=12),
+    # OliverRensu/ARM:Finetuning/models_mamba.py, models_pretrain.py @ 996d93e (the latter without decoder)
+    "arm_base_patch16_224": _arm(12, 768),
+    "arm_large_patch16_224": _arm(24, 1024),
+    "arm_huge_patch16_224": _arm(24, 1536),
+    "arm_base_pretrain_patch16_192": _arm_pretrain(12, 768),
+    "arm_large_pretrain_patch16_192": _arm_pretrain(24, 1024),
+    "arm_huge_pretrain_patch16_192": _arm_pretrain(24, 1536),
 }
 
 ALIASES: dict[str, str] = {
     name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name
-}
-"""The official names of the released code."""
+} | {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "large", "huge")}
+"""The official names of the released code. ARM's are those of its classifiers; its pretraining networks have the same ones."""
 
 
 def find(name: str, preset: Preset = "code") -> Backbone.Config:

@@ -98,6 +98,10 @@ class SequenceBackbone(Backbone):
     def read_out(self, prefix: Float[Tensor, "B R D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B n D"]:
         """The tokens that the head is given."""
 
+    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...] | None) -> dict[str, Any]:
+        """What every layer is given besides the sequence: nothing, unless a family's layers look at places."""
+        return {}
+
     def encode(
         self,
         tokens: Float[Tensor, "B V D"],
@@ -109,7 +113,7 @@ class SequenceBackbone(Backbone):
         grid: tuple[int, ...] | None = None,
     ) -> Features:
         sequence, has_prefix = self.insert_prefix(tokens, prefix)
-        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps)
+        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps, **self.layer_inputs(coords, grid))
         out = self.layers.finish(branch, stream, self.norm if self.norm_tokens else None)
         registers, encoded = self.split_prefix(out) if has_prefix else (out[:, :0], out)
         return Features(patches=encoded, prefix=registers, taps=tapped)
@@ -152,7 +156,8 @@ class SequenceBackbone(Backbone):
         patches = self.partition(x)
         sequence, _ = self.insert_prefix(self.embed(patches), True)
         stop = last + 1 if stop_early else None
-        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop)
+        inputs = self.layer_inputs(patches.coords, patches.grid)
+        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop, **inputs)
 
         def tokens(branch: Tensor, stream: Tensor | None, norm: AddNorm | None) -> tuple[Tensor, Tensor]:
             """(prefix, patches row by row) of the sum."""

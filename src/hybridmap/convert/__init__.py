@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hybridmap.convert.arm_finetune import ArmFinetune
+from hybridmap.convert.arm_pretrain import ArmPretrain
 from hybridmap.convert.mae_pretrain import MaePretrain
 from hybridmap.convert.mae_vit import MaeViT
 from hybridmap.convert.mamba_reg import MambaReg
@@ -22,7 +24,7 @@ from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT())
+ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), ArmPretrain(), ArmFinetune())
 """Every kind of official file that can be read. At most one recognises a file."""
 
 

@@ -37,6 +37,8 @@ class Rule:
     """The released pretraining constructs and saves this tensor but never uses it."""
     optional: str = ""
     """Why the tensor may be missing from a file; empty where it must be there."""
+    derived: str = ""
+    """Why there is nothing to take over: what else in the file the tensor follows from."""
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Ours from the official tensor."""
@@ -148,6 +150,7 @@ class Origin(ABC):
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
+                dropped |= {rule.official: rule.derived} if rule.derived else {}
         config = self.config(shapes, num_heads=num_heads, grid=grid)
         return Loaded(
             family=self.family,
