@@ -30,6 +30,13 @@ COUNTS = {
     "mae_deit_tiny_patch16_224": 5_717_416,
     "mae_deit_small_patch16_224": 22_050_664,
     "mae_deit_base_patch16_224": 86_567_656,
+    "arm_base_patch16_224": 85_031_656,
+    "arm_large_patch16_224": 297_035_720,
+    "arm_huge_patch16_224": 662_682_088,
+    # those of the official pretraining models without what stands in their decoder (tests/objectives/test_cluster_ar.py)
+    "arm_base_pretrain_patch16_192": 80_046_336,
+    "arm_large_pretrain_patch16_192": 282_463_200,
+    "arm_huge_pretrain_patch16_192": 633_745_920,
 }
 
 
@@ -132,7 +139,8 @@ def test_every_name_is_registered_and_listed(name):
     assert is_model(name)
     assert model_entrypoint(name).__module__ == "hybridmap.backbones.names"
     assert name in timm.list_models(name)
-    assert timm.get_pretrained_cfg(name).input_size == (3, 224, 224)
+    side = int(MODELS[ALIASES.get(name, name)].img_size)
+    assert timm.get_pretrained_cfg(name).input_size == (3, side, side)
 
 
 @pytest.mark.slow
@@ -146,7 +154,7 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-assert added and all(name.startswith(("hybridnet_", "mambar_", "map_", "mae_")) for name in added), added
+assert added and all(name.startswith(("hybridnet_", "mambar_", "map_", "mae_", "arm_")) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)
 

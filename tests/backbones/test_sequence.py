@@ -16,6 +16,7 @@ SMALL = {
     "mambar_tiny_patch16_224": {"layout": "MMMM", "embed_dim": 24, "num_registers": 2, "scan": "column"},
     "mae_vit_base_patch16_224": {"depth": 4, "embed_dim": 24, "num_heads": 2},
     "mae_deit_tiny_patch16_224": {"depth": 4, "embed_dim": 24, "num_heads": 2},
+    "arm_base_patch16_224": {"depth": 4, "embed_dim": 24},
 }
 NAMES = list(SMALL)
 X = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))

@@ -27,8 +27,11 @@ FILES = [
     ("mae-pretrain-b", "mae-pretrain"),
     ("mae-vit-cls-nonsquare", "mae-vit"),
     ("mae-vit-globalpool", "mae-vit"),
+    ("arm-pretrain-a", "arm-pretrain"),
+    ("arm-finetune-a", "arm-finetune"),
+    ("arm-finetune-b", "arm-finetune"),
 ]
-FOREIGN = ("vim-v2-midcls", "arm-pretrain-a", "arm-finetune-a", "mambavision-a", "mamba3d-cls-a", "point-mae-pretrain-a")
+FOREIGN = ("vim-v2-midcls", "mambavision-a", "mamba3d-cls-a", "point-mae-pretrain-a")
 
 
 def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,7 +50,7 @@ def test_converting_and_restoring_gives_back_every_tensor(name: str, kind: str) 
     origin = origin_of(state)
     assert origin.family == kind
     loaded = origin.convert(state, keep_untrained=True, **told)
-    assert not loaded.report.dropped
+    assert set(loaded.report.dropped) <= {"mask"}  # a buffer of ARM's, which follows from the clusters
     restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in state.items()})
     assert restored.keys() == state.keys()
     assert all(torch.equal(restored[key], state[key]) for key in state)

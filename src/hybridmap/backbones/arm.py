@@ -79,6 +79,8 @@ class ARM(SequenceBackbone):
         if config.pool == "cls" and not config.cls_token:
             raise UserError('pool="cls" reads the class token, but cls_token is False; set it, or choose pool="avg"')
         order(config.scan, (1, 1))  # refuse an unknown scan now
+        if config.scan == "column" and config.directions == 4:
+            raise UserError('four directions go down the columns anyway; set scan to "row"')
         self.scan = config.scan
         self.num_prefix_tokens = int(config.cls_token)
         if config.cls_token:

@@ -1,7 +1,7 @@
 """ARM pretraining as released: one scanning direction, no class token, and the decoder where it was kept.
 
-The official model has no final norm, but one for each output that the decoder reads; the last of them, of the last layer, is our
-``norm``. Source: OliverRensu/ARM:models_pretrain.py @ 996d93e (names and shapes).
+The official model has no final norm but one for each output that the decoder reads; that of the last layer's is our ``norm``.
+Source: OliverRensu/ARM:models_pretrain.py @ 996d93e (names and shapes).
 """
 
 from __future__ import annotations

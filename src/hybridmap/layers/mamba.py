@@ -29,7 +29,6 @@ from hybridmap.errors import UserError
 from hybridmap.layers.decay import state_parameter
 from hybridmap.ops.mamba_inner import scan_inputs
 
-
 SCALES = {"uni": 1.0, "v1": 1.0, "v2": 0.5, "biscan": 0.5, "v3": 0.25}
 """Variant of :class:`MambaMixer` -> what the sum of its directions is multiplied by."""
 

@@ -129,7 +129,9 @@ class ClusterAR(Objective):
             )
         self.regions: Regions = config.regions.build()
         self.target: Target = config.target.build()
-        self._check_order()
+        usual = self.backbone.partition(torch.zeros(1, backbone.in_chans, *sides(backbone.img_size), device="cpu"))
+        self._usual_sizes = usual.grid, self._count(usual)
+        self._check_order(usual)
         self.decoder: ARMDecoder = config.decoder.build(
             embed_dim=self.backbone.embed_dim,
             grid=self.backbone.grid,
@@ -137,19 +139,17 @@ class ClusterAR(Objective):
             encoder_depth=backbone.depth,
         )
 
-    def _check_order(self) -> None:
+    def _check_order(self, patches: Patches) -> None:
         """Refuse a scan that reaches a later region before an earlier one: its features would give the region away."""
-        config = self.config.backbone
-        patches = self.backbone.partition(torch.zeros(1, config.in_chans, *sides(config.img_size), device="cpu"))
-        self._sizes(patches)
         ranks = self.regions(patches, None)
         if bool((ranks.diff(dim=1) < 0).any()):
             raise UserError(
-                f"the scan {config.scan!r} does not follow the regions {self.config.regions}, so that features of a region would "
-                "know what comes later; clusters of k patches to a side need the scan cluster(k), rows the scan row"
+                f"the scan {self.backbone.scan!r} does not follow the regions {self.config.regions}, so that features of a "
+                "region would know what comes later; clusters of size k need the scan cluster(k), rows the scan row"
             )
 
-    def _sizes(self, patches: Patches) -> tuple[int, ...]:
+    def _count(self, patches: Patches) -> tuple[int, ...]:
+        """Patches in each region."""
         sizes = self.regions.sizes(patches)
         if len(sizes) < 2:
             raise UserError(
@@ -157,6 +157,11 @@ class ClusterAR(Objective):
                 "larger inputs or smaller regions"
             )
         return sizes
+
+    def _sizes(self, patches: Patches) -> tuple[int, ...]:
+        """The same, counted beforehand for the configured image size, so that a compiled step need not count."""
+        grid, sizes = self._usual_sizes
+        return sizes if patches.grid == grid else self._count(patches)
 
     def draw(self, patches: Patches, batch: Batch) -> Mask:
         """The last region: everything is predicted from what comes before it, so the encoder needs all others."""

@@ -1,10 +1,12 @@
 """Scan orders: in which order the patches of a grid stand in the sequence. Mamba layers scan the sequence from end to end.
 
-    row            column         cluster(2)
-    0  1  2  3     0  4  8 12     0  1  4  5
-    4  5  6  7     1  5  9 13     2  3  6  7
-    8  9 10 11     2  6 10 14     8  9 12 13
-   12 13 14 15     3  7 11 15    10 11 14 15
+    row             column          cluster(2)
+     0  1  2  3      0  4  8 12      0  1  4  5
+     4  5  6  7      1  5  9 13      2  3  6  7
+     8  9 10 11      2  6 10 14      8  9 12 13
+    12 13 14 15      3  7 11 15     10 11 14 15
+
+Where in the sequence each patch of the grid stands.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def arm_config(args: dict[str, Any], **choices: Any) -> ARM.Config:
     """Ours from the arguments of an official constructor."""
     known = {"img_size", "patch_size", "embed_dim", "depth", "num_classes", "bimamba_type", "if_cls_token", "dec_embed_dim"}
     assert args.keys() <= known | NEUTRAL, f"official arguments that the harness does not know: {sorted(args.keys() - known)}"
-    assert all(args.get(name, value) == value for name, value in FIXED.items()), f"options that the harness does not know: {args}"
+    assert all(args.get(name, value) == value for name, value in FIXED.items()), (
+        f"options that the harness does not know: {args}"
+    )
     return ARM.Config(
         img_size=args["img_size"],
         patch_size=args["patch_size"],
@@ -47,9 +49,7 @@ def finetune_config(args: dict[str, Any], **choices: Any) -> ARM.Config:
 def pretrain_config(args: dict[str, Any], **choices: Any) -> ClusterAR.Config:
     """The objective around a one-way encoder."""
     assert args["bimamba_type"] == "None"
-    one_way = arm_config(
-        args, num_classes=0, directions=1, scan="cluster(4)", cls_token=False, positions="sincos", **choices
-    )
+    one_way = arm_config(args, num_classes=0, directions=1, scan="cluster(4)", cls_token=False, positions="sincos", **choices)
     width = args["dec_embed_dim"]
     return ClusterAR.Config(backbone=one_way, decoder=ARMDecoder.Config(width=width, num_heads=width // 64))
 
