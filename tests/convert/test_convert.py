@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hybridmap.backbones import HybridNet, ViT
+from hybridmap.backbones import ARM, HybridNet, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
 from hybridmap.errors import UserError
@@ -102,6 +102,36 @@ def test_shapes_tell_all_of_a_vit_but_its_heads() -> None:
     assert isinstance(config, ViT.Config)
     assert (config.depth, config.embed_dim, config.num_heads, config.mlp_ratio) == (3, 48, 4, 4.0)
     assert (config.pool, config.norm_position, config.num_classes) == ("avg", "pooled", 10)
+
+
+def test_shapes_tell_all_of_an_arm_but_its_read_out() -> None:
+    config = convert(official("arm-finetune-b")[0]).config
+    assert config == ARM.Config(img_size=(96, 96), embed_dim=32, depth=6, num_classes=6)
+    loaded = convert(official("arm-pretrain-a")[0])
+    one_way = ARM.Config(img_size=(192, 192), embed_dim=40, directions=1, scan="cluster(4)", positions="sincos")
+    assert loaded.config == one_way.encoder()
+    assert loaded.decoder == {"width": 64, "depth": 4, "mlp_ratio": 4, "num_heads": 1}
+    assert loaded.report.dropped == {"mask": "it follows from the clusters, and is made anew"}
+
+
+def test_the_class_row_is_taken_out_of_the_middle_of_the_positions() -> None:
+    state, _ = official("arm-finetune-a")
+    weights = convert(state).weights
+    table = state["pos_embed"]
+    assert torch.equal(weights["cls_pos"], table[:, 8:9])
+    assert torch.equal(weights["pos_embed"], torch.cat([table[:, :8], table[:, 9:]], dim=1))
+
+
+def test_the_encoder_of_arm_without_decoder_is_accepted() -> None:
+    state, _ = official("arm-pretrain-a")
+    encoder = {key: value for key, value in state.items() if key.startswith(("patch_embed.", "pos_embed", "layers."))}
+    loaded = convert(encoder)
+    assert loaded.family == "arm-pretrain"
+    assert set(loaded.report.fresh) == {"norm.weight", "norm.bias"}
+    assert loaded.decoder == {}
+    assert loaded.config is not None
+    missing = loaded.config.build().load_state_dict(loaded.backbone, strict=False)
+    assert set(missing.missing_keys) == {"norm.weight", "norm.bias"}
 
 
 def test_what_pretraining_never_trains_is_dropped_with_its_reason() -> None:

@@ -26,7 +26,7 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from hybridmap.backbones.base import Head
-from hybridmap.backbones.sequence import SequenceBackbone, sides
+from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.errors import UserError
 from hybridmap.layers.block import MambaMlpBlock, Stack
 from hybridmap.layers.decay import no_decay
@@ -63,6 +63,7 @@ class ARM(SequenceBackbone):
             return replace(self, num_classes=0, cls_token=False, pool="avg")
 
     config: ARM.Config
+    fresh_parts = ("cls_token", "cls_pos", "norm.")
 
     def __init__(self, config: ARM.Config) -> None:
         super().__init__(config)
@@ -134,6 +135,11 @@ class ARM(SequenceBackbone):
             trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
 
+    def from_pretraining(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :func:`for_finetuning` makes of weights of one direction, if this network has four."""
+        one_way = "layers.0.mixer.dirs.bwd.D" not in weights
+        return for_finetuning(weights, self.config) if one_way and self.config.directions == 4 else weights
+
     def insert_prefix(self, tokens: Float[Tensor, "B V D"], prefix: bool) -> tuple[Float[Tensor, "B L D"], bool]:
         """The class token, where there is one, joins the patches in their middle whether it is asked for or not."""
         if not self.config.cls_token:
@@ -203,28 +209,28 @@ def for_finetuning(weights: Mapping[str, Tensor], config: ARM.Config) -> dict[st
             "expected weights of an ARM that was pretrained with one direction; those of four directions need no such step"
         )
     with torch.device("meta"):
-        wanted = config.build().state_dict()
+        network: ARM = config.build()
+    wanted = network.state_dict()
+    sources = {name: DIRECTION.sub(".dirs.fwd.", name) for name in wanted if not name.startswith(FRESH)}
+    given = {name: value for name, value in weights.items() if not name.startswith((*FRESH, "decoder."))}
+    if strange := sorted(given.keys() ^ (set(sources.values()) - {"cls_pos"})):
+        raise UserError(
+            f"the weights are of another network: {strange[0]} is in only one of both ({len(strange)} such tensors); choose the"
+            " depth of the pretrained network"
+        )
     found: dict[str, Tensor] = {}
-    for name, own in wanted.items():
-        if name.startswith(FRESH):
-            continue
+    for name, source in sources.items():
+        own = wanted[name]
         if name == "cls_pos":
-            found[name] = torch.zeros(own.shape, dtype=weights["pos_embed"].dtype)
-            continue
-        source = DIRECTION.sub(".dirs.fwd.", name)
-        if source not in weights:
-            raise UserError(f"the weights are of another network: they lack {source}; choose the same width and depth")
-        value = on_grid(weights[source], grid_of(config)) if name == "pos_embed" else weights[source].clone()
+            value = torch.zeros(own.shape, dtype=given["pos_embed"].dtype)
+        elif name == "pos_embed":
+            value = on_grid(given[name], network.grid).clone()
+        else:
+            value = given[source].clone()
         if value.shape != own.shape:
             raise UserError(
                 f"the weights are of another network: {source} is {tuple(value.shape)} there and {tuple(own.shape)} in the "
-                "network to be fine-tuned; choose the same width and depth"
+                "network to be fine-tuned; choose the width of the pretrained network"
             )
         found[name] = value
     return found
-
-
-def grid_of(config: ARM.Config) -> tuple[int, int]:
-    """(rows, columns) of the stored positions."""
-    height, width = sides(config.img_size)
-    return height // config.patch_size, width // config.patch_size
