@@ -193,7 +193,11 @@ class MambaMixer(nn.Module):
 
 def _permuted(x: Float[Tensor, "B L W"], index: Int[Tensor, "#B L"]) -> Float[Tensor, "B L W"]:
     """The tokens in the order of ``index``; one row of it serves all samples."""
-    return x.index_select(1, index[0]) if len(index) == 1 else x.take_along_dim(index[..., None], dim=1)
+    if len(index) == 1:
+        return x.index_select(1, index[0])
+    batch, length, _ = x.shape
+    rows = index + length * torch.arange(batch, device=x.device)[:, None]  # whole tokens are copied, not single values
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(x.shape)
 
 
 @dataclass
