@@ -42,6 +42,13 @@ COUNTS = {
     "mambavision_base_224": 97_685_288,
     "mambavision_large_224": 227_961_048,
     "mambavision_large2_224": 241_554_824,
+    "arm_base_patch16_224": 85_031_656,
+    "arm_large_patch16_224": 297_035_720,
+    "arm_huge_patch16_224": 662_682_088,
+    # those of the official pretraining models without what stands in their decoder (tests/objectives/test_cluster_ar.py)
+    "arm_base_pretrain_patch16_192": 80_046_336,
+    "arm_large_pretrain_patch16_192": 282_463_200,
+    "arm_huge_pretrain_patch16_192": 633_745_920,
 }
 
 
@@ -144,7 +151,8 @@ def test_every_name_is_registered_and_listed(name):
     assert is_model(name)
     assert model_entrypoint(name).__module__ == "hybridmap.backbones.names"
     assert name in timm.list_models(name)
-    assert timm.get_pretrained_cfg(name).input_size == (3, 224, 224)
+    side = int(MODELS[ALIASES.get(name, name)].img_size)
+    assert timm.get_pretrained_cfg(name).input_size == (3, side, side)
 
 
 @pytest.mark.slow
@@ -158,7 +166,7 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-ours = ("hybridnet_", "mambar_", "vim_", "map_", "mae_", "mambavision_", "mamba_vision_")
+ours = ("hybridnet_", "mambar_", "vim_", "arm_", "map_", "mae_", "mambavision_", "mamba_vision_")
 assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)

@@ -19,6 +19,7 @@ SMALL = {
     "vim_base_patch16_224": {"depth": 4, "embed_dim": 24, "class_token": "first", "mixer": "uni", "bidirectional_pairs": True},
     "mae_vit_base_patch16_224": {"depth": 4, "embed_dim": 24, "num_heads": 2},
     "mae_deit_tiny_patch16_224": {"depth": 4, "embed_dim": 24, "num_heads": 2},
+    "arm_base_patch16_224": {"depth": 4, "embed_dim": 24},
 }
 NAMES = list(SMALL)
 X = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))

@@ -68,6 +68,8 @@ class Backbone(nn.Module, Configurable):
     feature_info: list[dict[str, Any]]
     default_cfg: dict[str, Any]
     pretrained_cfg: dict[str, Any]
+    fresh_parts: tuple[str, ...] = ()
+    """Beginnings of the names of parameters which weights of pretraining may lack: they start fresh in fine-tuning."""
 
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
@@ -125,6 +127,13 @@ class Backbone(nn.Module, Configurable):
     @abstractmethod
     def pooled(self, features: Features) -> Float[Tensor, "B D"]:
         """One vector per input: what probes and nearest neighbours look at."""
+
+    def from_pretraining(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the network that was pretrained, by its own names, as a start for fine-tuning this one.
+
+        The same ones, unless a family fine-tunes another network than it pretrains.
+        """
+        return weights
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:

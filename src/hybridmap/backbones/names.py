@@ -17,6 +17,7 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
+from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.backbones.hybrid import HybridNet
@@ -57,6 +58,15 @@ def _mambavision(
     )
 
 
+def _arm(depth: int, dim: int) -> ARM.Config:
+    return ARM.Config(depth=depth, embed_dim=dim)
+
+
+def _arm_pretrain(depth: int, dim: int) -> ARM.Config:
+    one_way = ARM.Config(depth=depth, embed_dim=dim, img_size=192, directions=1, scan="cluster(4)", positions="sincos")
+    return one_way.encoder()
+
+
 MODELS: dict[str, Backbone.Config] = {
     # yunzeliu/MAP:models_mamba.py @ f3bcdff; 16 heads in L, since the released 12 do not divide 1024
     "hybridnet_tiny_patch16_224": _hybridnet(24, 192, 12, 12, 1),
@@ -95,21 +105,30 @@ MODELS: dict[str, Backbone.Config] = {
     "mambavision_base_224": _mambavision((3, 3, 10, 5), 128, 64),
     "mambavision_large_224": _mambavision((3, 3, 10, 5), 196, 64, heads=16),
     "mambavision_large2_224": _mambavision((3, 3, 12, 5), 196, 64, heads=16),
+    # OliverRensu/ARM:Finetuning/models_mamba.py, models_pretrain.py @ 996d93e (the latter without decoder)
+    "arm_base_patch16_224": _arm(12, 768),
+    "arm_large_patch16_224": _arm(24, 1024),
+    "arm_huge_patch16_224": _arm(24, 1536),
+    "arm_base_pretrain_patch16_192": _arm_pretrain(12, 768),
+    "arm_large_pretrain_patch16_192": _arm_pretrain(24, 1024),
+    "arm_huge_pretrain_patch16_192": _arm_pretrain(24, 1536),
 }
 
-ALIASES: dict[str, str] = {
-    name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name
-} | {
-    f"vim_{official}": f"vim_{ours}"
-    for ours, official in {
-        "tiny_patch16_224": "tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-        "small_patch16_224": "small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-        "base_patch16_224": "base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2",
-        "tiny_plus_patch16_224": "tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-        "small_plus_patch16_224": "small_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-    }.items()
-}
-"""The official names of the released code."""
+ALIASES: dict[str, str] = (
+    {name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name}
+    | {
+        f"vim_{official}": f"vim_{ours}"
+        for ours, official in {
+            "tiny_patch16_224": "tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+            "small_patch16_224": "small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+            "base_patch16_224": "base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2",
+            "tiny_plus_patch16_224": "tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+            "small_plus_patch16_224": "small_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        }.items()
+    }
+    | {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "large", "huge")}
+)
+"""The official names of the released code. ARM's are those of its classifiers; its pretraining networks have the same ones."""
 ALIASES |= {
     f"mamba_vision_{size}": f"mambavision_{name}_224"
     for size, name in {"T": "tiny", "T2": "tiny2", "S": "small", "B": "base", "L": "large", "L2": "large2"}.items()

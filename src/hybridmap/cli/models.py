@@ -22,6 +22,7 @@ SOURCES = {
     "vim_": "Vim, arXiv:2401.09417",
     "mae_vit_": "MAE, arXiv:2111.06377",
     "mae_deit_": "DeiT, arXiv:2012.12877",
+    "arm_": "ARM, arXiv:2406.07537",
 }
 """Beginning of a name -> where the architecture was published."""
 
@@ -33,7 +34,7 @@ class Options(Common):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print name, parameters (with a head for 1000 classes), layout and source of each model."""
+    """Print name, parameters (classifiers have a head for 1000 classes), layout and source of each model."""
     options = parse(Options, arguments, "models", "Names, parameters and sources of the backbones.")
     names = [name for name in (*MODELS, *ALIASES) if fnmatch(name, options.pattern)]
     if not names:

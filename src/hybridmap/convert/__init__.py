@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hybridmap.convert.arm_finetune import ArmFinetune
+from hybridmap.convert.arm_pretrain import ArmPretrain
 from hybridmap.convert.mae_pretrain import MaePretrain
 from hybridmap.convert.mae_vit import MaeViT
 from hybridmap.convert.mamba_reg import MambaReg
@@ -25,7 +27,10 @@ from hybridmap.convert.read import read
 from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), MocoV3(), MambaVisionOrigin(), VimClassifier())
+ORIGINS: tuple[Origin, ...] = (
+    *(MapHybridNet(), MambaReg(), VimClassifier(), ArmPretrain(), ArmFinetune(), MambaVisionOrigin()),
+    *(MaePretrain(), MaeViT(), MocoV3()),
+)
 """Every kind of official file that can be read. At most one recognises a file."""
 
 

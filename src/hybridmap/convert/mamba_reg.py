@@ -50,15 +50,19 @@ def mamba_rules(shapes: Shapes, positions: range | list[int], directions: Mappin
     for i, s in enumerate(positions):
         official, ours = f"layers.{i}", f"layers.{s}"
         yield from rename(f"{official}.norm", f"{ours}.norm", affine(shapes, f"{official}.norm"))
-        official, ours = f"{official}.mixer", f"{ours}.mixer"
-        yield from rename(official, ours, (".in_proj.weight", ".out_proj.weight"))
-        for suffix, direction in directions.items():
-            there = f"{ours}.dirs.{direction}"
-            yield from rename(f"{official}.conv1d{suffix}", f"{there}.conv", affine(shapes, f"{official}.conv1d{suffix}"))
-            yield from rename(f"{official}.x_proj{suffix}.weight", f"{there}.x_proj.weight")
-            yield from rename(f"{official}.dt_proj{suffix}", f"{there}.dt_proj", AFFINE)
-            yield from rename(f"{official}.A{suffix}_log", f"{there}.A_log")
-            yield from rename(f"{official}.D{suffix}", f"{there}.D")
+        yield from mixer_rules(shapes, f"{official}.mixer", f"{ours}.mixer", directions)
+
+
+def mixer_rules(shapes: Shapes, official: str, ours: str, directions: Mapping[str, str]) -> Iterator[Rule]:
+    """One mixer; ``directions`` maps the suffixes of the official names to our directions."""
+    yield from rename(official, ours, (".in_proj.weight", ".out_proj.weight"))
+    for suffix, direction in directions.items():
+        there = f"{ours}.dirs.{direction}"
+        yield from rename(f"{official}.conv1d{suffix}", f"{there}.conv", affine(shapes, f"{official}.conv1d{suffix}"))
+        yield from rename(f"{official}.x_proj{suffix}.weight", f"{there}.x_proj.weight")
+        yield from rename(f"{official}.dt_proj{suffix}", f"{there}.dt_proj", AFFINE)
+        yield from rename(f"{official}.A{suffix}_log", f"{there}.A_log")
+        yield from rename(f"{official}.D{suffix}", f"{there}.D")
 
 
 def affine(shapes: Shapes, name: str) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ class Rule:
     """The released pretraining constructs and saves this tensor but never uses it."""
     left_out: str = ""
     """Why a tensor has no place in our network; empty where it has one."""
+    derived: bool = False
+    """The tensor is left out because it follows from the shapes, so that ``join`` makes it anew."""
     optional: str = ""
     """Why the tensor may be missing from a file; empty where it must be there."""
 
@@ -152,6 +154,7 @@ class Origin(ABC):
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
+                dropped |= {rule.official: rule.derived} if rule.derived else {}
         config = self.config(shapes, num_heads=num_heads, grid=grid)
         pretraining = any(rule.untrained and rule.official in dropped for rule in rules)
         return Loaded(
@@ -170,8 +173,8 @@ class Origin(ABC):
             shapes: of the official file, from which the rules follow.
         """
         rules = self.rules(shapes)
-        ours = [rule for rule in rules if rule.ours and all(name in tensors for name in rule.ours)]
-        return {rule.official: rule.join(tensors) for rule in ours}
+        known = [rule for rule in rules if rule.derived or (rule.ours and tensors.keys() >= set(rule.ours))]
+        return {rule.official: rule.join(tensors) for rule in known}
 
 
 def indices(shapes: Shapes, prefix: str) -> int:

@@ -97,6 +97,10 @@ class Classification(nn.Module, Configurable):
         given = {name.removeprefix("backbone."): value for name, value in weights.items() if not _foreign(name, wrapped)}
         dropped = {name: "not part of a classifier" for name in weights if _foreign(name, wrapped)}
         pretrained = any(name.startswith("decoder.") for name in weights) or "head.fc.weight" not in given
+        if pretrained:
+            whole, given = given, self.backbone.from_pretraining(given)
+            for name in whole.keys() - given.keys():
+                dropped[name if name in weights else f"backbone.{name}"] = "it starts fresh in fine-tuning"
         own = self.backbone.state_dict()
         taken: dict[str, Tensor] = {}
         fresh: dict[str, str] = {}
@@ -130,8 +134,8 @@ class Classification(nn.Module, Configurable):
             return "it stands behind the pooling, where pretraining has none"
         if name.startswith("head.fc.") and given is not None and given.shape != own.shape:
             return f"the file's head has {len(given)} classes, this one {len(own)}"
-        if pretrained and given is None and name.startswith("cls_"):
-            return "pretraining builds the network without it"
+        if given is None and pretrained and name.startswith(self.backbone.fresh_parts):
+            return "the pretrained network has no such part to start from"
         if given is None:
             raise UserError(
                 f"the weights are of another network: they lack {name}, which the network to be fine-tuned has; "

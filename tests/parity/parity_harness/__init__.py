@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_harness import hybrid, mamba_module, mambavision, operators, tables, vim, vit
+from parity_harness import arm, hybrid, mamba_module, mambavision, operators, tables, vim, vit
 from parity_harness.recording import Recording
 
 FOLDER = Path(os.environ.get("HYBRIDMAP_GOLDEN") or Path(__file__).parents[1] / "fixtures")
@@ -20,6 +20,8 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
     "vim": vim.vim,
     "mae-pretrain": vit.mae_pretrain,
     "mae-vit": vit.mae_vit,
+    "arm-finetune": arm.arm_finetune,
+    "arm-pretrain": arm.arm_pretrain,
     "op-selective-scan": operators.selective_scan,
     "op-causal-conv1d": operators.causal_conv1d,
     "op-add-norm": operators.add_norm,
@@ -31,8 +33,6 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
 """Family -> the function that runs our model on a recording of it and compares everything."""
 
 TO_COME: tuple[str, ...] = (
-    "arm-finetune",
-    "arm-pretrain",
     "mamba3d",
     "mamba3d-cls",
     "mar-diffloss",
