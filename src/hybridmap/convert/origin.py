@@ -154,7 +154,6 @@ class Origin(ABC):
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
-                dropped |= {rule.official: rule.derived} if rule.derived else {}
         config = self.config(shapes, num_heads=num_heads, grid=grid)
         pretraining = any(rule.untrained and rule.official in dropped for rule in rules)
         return Loaded(
