@@ -233,7 +233,7 @@ def test_a_grid_that_is_not_square_must_be_told() -> None:
     assert config.img_size == tuple(side * config.patch_size for side in told["grid"])
 
 
-@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok"])
+@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok", "vim-v2-midcls"])
 def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     state, told = official(name)
     torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "official.pth")
