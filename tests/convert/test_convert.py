@@ -263,7 +263,8 @@ def test_a_converted_file_says_what_it_came_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare"]
+    "name",
+    ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare", "vim-v2-midcls"],
 )
 def test_weights_are_resampled_for_another_size(name: str) -> None:
     state, told = official(name)
