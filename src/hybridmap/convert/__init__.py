@@ -28,8 +28,15 @@ from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
 ORIGINS: tuple[Origin, ...] = (
-    *(MapHybridNet(), MambaReg(), VimClassifier(), ArmPretrain(), ArmFinetune(), MambaVisionOrigin()),
-    *(MaePretrain(), MaeViT(), MocoV3()),
+    MapHybridNet(),
+    MambaReg(),
+    MaePretrain(),
+    MaeViT(),
+    MocoV3(),
+    MambaVisionOrigin(),
+    VimClassifier(),
+    ArmPretrain(),
+    ArmFinetune(),
 )
 """Every kind of official file that can be read. At most one recognises a file."""
 
