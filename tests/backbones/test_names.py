@@ -37,6 +37,12 @@ COUNTS = {
     "arm_base_pretrain_patch16_192": 80_046_336,
     "arm_large_pretrain_patch16_192": 282_463_200,
     "arm_huge_pretrain_patch16_192": 633_745_920,
+    "mambavision_tiny_224": 31_794_248,
+    "mambavision_tiny2_224": 35_104_008,
+    "mambavision_small_224": 50_140_584,
+    "mambavision_base_224": 97_685_288,
+    "mambavision_large_224": 227_961_048,
+    "mambavision_large2_224": 241_554_824,
 }
 
 
@@ -154,7 +160,8 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-assert added and all(name.startswith(("hybridnet_", "mambar_", "map_", "mae_", "arm_")) for name in added), added
+ours = ("hybridnet_", "mambar_", "map_", "mae_", "mambavision_", "mamba_vision_", "arm_")
+assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hybridmap.backbones import ARM, HybridNet, ViT
+from hybridmap.backbones import ARM, HybridNet, MambaVision, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
+from hybridmap.convert.resize import resized
 from hybridmap.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
@@ -30,18 +33,22 @@ FILES = [
     ("arm-pretrain-a", "arm-pretrain"),
     ("arm-finetune-a", "arm-finetune"),
     ("arm-finetune-b", "arm-finetune"),
+    ("mambavision-a", "mambavision"),
+    ("mambavision-b-nonsquare-padded", "mambavision"),
 ]
-FOREIGN = ("vim-v2-midcls", "mambavision-a", "mamba3d-cls-a", "point-mae-pretrain-a")
+FOREIGN = ("vim-v2-midcls", "mamba3d-cls-a", "point-mae-pretrain-a")
 
 
 def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A recorded official state dict, and what ``convert`` must be told of it."""
     tensors = load_file(FIXTURES / f"{name}.safetensors")
     args = json.loads((FIXTURES / f"{name}.json").read_text())["config"]["args"]
-    size, patch = args["img_size"], args["patch_size"]
+    size, patch = args.get("img_size"), args.get("patch_size")
     grid = (size[0] // patch, size[1] // patch) if isinstance(size, list) else None
-    state = {key.removeprefix("state."): value.float() for key, value in tensors.items() if key.startswith("state.")}
-    return state, {"num_heads": args.get("num_heads"), "grid": grid}
+    heads = args.get("num_heads")
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return state, {"num_heads": heads[2] if isinstance(heads, list) else heads, "grid": grid}
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES)
@@ -52,8 +59,8 @@ def test_converting_and_restoring_gives_back_every_tensor(name: str, kind: str) 
     loaded = origin.convert(state, keep_untrained=True, **told)
     assert set(loaded.report.dropped) <= {"mask"}  # a buffer of ARM's, which follows from the clusters
     restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in state.items()})
-    assert restored.keys() == state.keys()
-    assert all(torch.equal(restored[key], state[key]) for key in state)
+    assert restored.keys() == state.keys() - loaded.report.dropped.keys()
+    assert all(torch.equal(restored[key], state[key]) for key in restored)
 
 
 @pytest.mark.parametrize("keep_untrained", [False, True])
@@ -132,6 +139,51 @@ def test_the_encoder_of_arm_without_decoder_is_accepted() -> None:
     assert loaded.config is not None
     missing = loaded.config.build().load_state_dict(loaded.backbone, strict=False)
     assert set(missing.missing_keys) == {"norm.weight", "norm.bias"}
+
+
+def test_shapes_tell_all_of_a_mambavision_but_its_heads_and_windows() -> None:
+    config = convert(official("mambavision-b-nonsquare-padded")[0], num_heads=4).config
+    assert isinstance(config, MambaVision.Config)
+    assert (config.depths, config.embed_dim, config.stem_dim, config.mlp_ratio) == ((1, 2, 4, 3), 12, 8, 2.0)
+    assert (config.num_heads, config.qk_norm, config.num_classes, config.in_chans) == ((4, 8), False, 6, 3)
+    assert config.layer_scale is not None
+    assert config.conv_layer_scale is not None
+    other = convert(official("mambavision-a")[0], num_heads=4).config
+    assert isinstance(other, MambaVision.Config)
+    assert other.layer_scale is None
+    assert other.conv_layer_scale is None
+    with pytest.raises(UserError, match="how many heads a MambaVision of width 12 has; give num_heads"):
+        convert(official("mambavision-b-nonsquare-padded")[0])
+
+
+def test_a_mambavision_file_with_a_prefix_and_without_counters_is_complete() -> None:
+    state, told = official("mambavision-a")
+    bare = {f"model.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    origin = origin_of(bare)
+    assert origin.family == "mambavision"
+    loaded, whole = convert(bare, **told), convert(state, **told)
+    assert loaded.weights.keys() == whole.weights.keys()
+    assert {name.rpartition(".")[2] for name in loaded.report.fresh} == {"num_batches_tracked"}
+    assert loaded.config is not None
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+    restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in bare.items()})
+    assert all(torch.equal(restored[key], bare[key]) for key in bare)
+
+
+def test_norms_of_queries_and_keys_are_taken_over() -> None:
+    state, told = official("mambavision-a")
+    attention = [key.removesuffix(".qkv.weight") for key in state if key.endswith(".qkv.weight")]
+    width = {2: 64 // 4, 3: 128 // 8}
+    for name in attention:
+        for norm in ("q_norm", "k_norm"):
+            for leaf in ("weight", "bias"):
+                state[f"{name}.{norm}.{leaf}"] = torch.randn(width[int(name.split(".")[1])])
+    loaded = convert(state, **told)
+    assert isinstance(loaded.config, MambaVision.Config)
+    assert loaded.config.qk_norm
+    net = loaded.config.build()
+    net.load_state_dict(loaded.backbone, strict=True)
+    assert torch.equal(net.stages[3].blocks[1].mixer.k_norm.bias, state["levels.3.blocks.1.mixer.k_norm.bias"])
 
 
 def test_what_pretraining_never_trains_is_dropped_with_its_reason() -> None:
@@ -223,6 +275,41 @@ def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     assert (again.family, again.decoder) == (loaded.family, loaded.decoder)
     assert again.config is not None
     again.config.build().load_state_dict(again.backbone, strict=True)
+
+
+def test_a_converted_file_says_what_it_came_from(tmp_path: Path) -> None:
+    state, told = official("map-pretrain-a")
+    torch.save({"model": state}, tmp_path / "official.pth")
+    loaded = load_checkpoint(tmp_path / "official.pth", **told)
+    write_ours(loaded, tmp_path / "a.safetensors", source=tmp_path / "official.pth")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["hybridmap"])
+    assert about["source_sha256"] == hashlib.sha256((tmp_path / "official.pth").read_bytes()).hexdigest()
+    assert about["family"] == "map-hybridnet"
+    assert about["dropped"] == loaded.report.dropped
+    assert about["dropped"]["cls_token"] == "saved by the released pretraining, which never trains it"
+
+
+@pytest.mark.parametrize(
+    "name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare"]
+)
+def test_weights_are_resampled_for_another_size(name: str) -> None:
+    state, told = official(name)
+    loaded = convert(state, **told)
+    patch = loaded.config.patch_size
+    size = (5 * patch, 4 * patch)
+    other = resized(loaded, size)
+    assert other.config.img_size == size
+    assert other.weights.keys() == loaded.weights.keys()
+    network = other.config.build()
+    network.load_state_dict(other.backbone)
+    assert network(torch.zeros(1, loaded.config.in_chans, *size)).isfinite().all()
+    changed = {key for key, value in other.weights.items() if value.shape != loaded.weights[key].shape}
+    assert changed == {"pos_embed"} | ({"decoder.pos_embed"} & loaded.weights.keys())
+    same = resized(loaded, loaded.config.img_size)
+    assert all(torch.equal(same.weights[key], loaded.weights[key]) for key in loaded.weights)
+    with pytest.raises(UserError, match="must be a multiple of the patch size"):
+        resized(loaded, patch + 1)
 
 
 def test_weights_and_checkpoints_of_a_run_are_read_as_ours(tmp_path: Path) -> None:

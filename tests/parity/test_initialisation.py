@@ -18,6 +18,7 @@ import torch
 from parity_harness import TO_COME, descriptions, family
 from parity_harness.arm import finetune_config, pretrain_config
 from parity_harness.hybrid import hybrid_config
+from parity_harness.mambavision import mambavision_config
 from parity_harness.vit import backbone_config
 from torch import Tensor, nn
 
@@ -79,12 +80,17 @@ def arm_finetune_model(args: dict[str, Any]) -> Weights:
     return parameters(finetune_config(args, init="released").build())
 
 
+def mambavision_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(mambavision_config(args), init="released").build())
+
+
 MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {
     "map": map_model,
     "reg": mamba_reg_model,
     "mae": mae_model,
     "arm-pretrain": arm_pretrain_model,
     "arm-finetune": arm_finetune_model,
+    "mambavision": mambavision_model,
 }
 
 

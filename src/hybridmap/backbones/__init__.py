@@ -3,7 +3,8 @@
 from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.names import create_backbone, find
 from hybridmap.backbones.vit import ViT
 
-__all__ = ["ARM", "Backbone", "HybridNet", "ViT", "create_backbone", "find"]
+__all__ = ["ARM", "Backbone", "HybridNet", "MambaVision", "ViT", "create_backbone", "find"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,9 @@ class Backbone(nn.Module, Configurable):
         def encoder(self) -> Backbone.Config:
             """The same network as objectives build it: every parameter that it has receives a gradient."""
             return replace(self, num_classes=0)
+
+    first_conv: ClassVar[str] = "patch_embed.proj"
+    """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
 
     config: Any
     _marks: tuple[frozenset[str], frozenset[str]]

@@ -73,9 +73,7 @@ class SequenceBackbone(Backbone):
         Raises:
             UserError: if the size is no multiple of the patch, or the number of channels is not the network's.
         """
-        if inputs.ndim != 4 or inputs.shape[1] != self.config.in_chans:
-            expected = f"(batch, {self.config.in_chans}, height, width)"
-            raise UserError(f"expected images of shape {expected}, got {tuple(inputs.shape)}; try in_chans or another input")
+        check_images(inputs, self.config.in_chans)
         check_size(tuple(inputs.shape[-2:]), self.config.patch_size)
         return partition(inputs, self.config.patch_size, self.scan)
 
@@ -268,6 +266,17 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def check_images(inputs: Tensor, in_chans: int) -> None:
+    """Refuse what is no batch of images (B, in_chans, height, width), or of empty ones.
+
+    Raises:
+        UserError: saying what was expected.
+    """
+    if inputs.ndim != 4 or inputs.shape[1] != in_chans or 0 in inputs.shape[2:]:
+        expected = f"(batch, {in_chans}, height, width)"
+        raise UserError(f"expected images of shape {expected}, got {tuple(inputs.shape)}; try in_chans or another input")
+
+
 def check_size(img_size: int | Sequence[int], patch_size: int) -> None:
     """Refuse sizes (in pixels) that do not divide into patches.
 
@@ -294,6 +303,6 @@ def timm_cfg(config: Backbone.Config, **changes: Any) -> dict[str, Any]:
         "fixed_input_size": False,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
+        "first_conv": config.owner.first_conv,  # pyright: ignore[reportAttributeAccessIssue]
         "classifier": "head.fc",
     } | changes

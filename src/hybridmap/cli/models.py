@@ -18,6 +18,7 @@ from hybridmap.errors import UserError
 SOURCES = {
     "hybridnet_": "MAP, arXiv:2410.00871",
     "mambar_": "Mamba-R, arXiv:2405.14858",
+    "mambavision_": "MambaVision, arXiv:2407.08083",
     "mae_vit_": "MAE, arXiv:2111.06377",
     "mae_deit_": "DeiT, arXiv:2012.12877",
     "arm_": "ARM, arXiv:2406.07537",
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
             backbone = config.build()
         count = sum(parameter.numel() for parameter in backbone.parameters())
         source = next(words for start, words in SOURCES.items() if name.startswith(start))
-        table.add_row(name, f"{count / 1e6:.1f} M", str(config.embed_dim), str(len(backbone.feature_info)), source)
+        layers = max(backbone.layer_ids().values()) - 1  # the last id is that of the head
+        table.add_row(name, f"{count / 1e6:.1f} M", str(backbone.num_features), str(layers), source)
     console().print(table)
     return 0

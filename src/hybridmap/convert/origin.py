@@ -24,21 +24,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One official tensor is one of ours, or several of ours laid one behind the other."""
+    """One official tensor is one of ours, or several of ours laid one behind the other, or is left out on purpose."""
 
     official: str
-    ours: tuple[str, ...]
-    """Our name, or our names in the order of the parts."""
+    ours: tuple[str, ...] = ()
+    """Our name, or our names in the order of the parts; none where the tensor is left out."""
     sizes: tuple[int, ...] = ()
     """Lengths of the parts along ``dim``, where there are several."""
     dim: int = 0
     """The axis of the official tensor along which the parts lie."""
     untrained: bool = False
     """The released pretraining constructs and saves this tensor but never uses it."""
+    left_out: str = ""
+    """Why a tensor has no place in our network; empty where it has one."""
     optional: str = ""
     """Why the tensor may be missing from a file; empty where it must be there."""
-    derived: str = ""
-    """Why there is nothing to take over: what else in the file the tensor follows from."""
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Ours from the official tensor."""
@@ -146,11 +146,12 @@ class Origin(ABC):
         for rule in rules:
             if rule.official not in state:
                 fresh |= dict.fromkeys(rule.ours, rule.optional)
+            elif rule.left_out:
+                dropped[rule.official] = rule.left_out
             elif rule.untrained and not keep_untrained:
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
-                dropped |= {rule.official: rule.derived} if rule.derived else {}
         config = self.config(shapes, num_heads=num_heads, grid=grid)
         return Loaded(
             family=self.family,
@@ -168,7 +169,8 @@ class Origin(ABC):
             shapes: of the official file, from which the rules follow.
         """
         rules = self.rules(shapes)
-        return {rule.official: rule.join(tensors) for rule in rules if all(name in tensors for name in rule.ours)}
+        ours = [rule for rule in rules if rule.ours and all(name in tensors for name in rule.ours)]
+        return {rule.official: rule.join(tensors) for rule in ours}
 
 
 def indices(shapes: Shapes, prefix: str) -> int:

@@ -3,6 +3,7 @@
 from hybridmap.layers.attention import Attention, CrossAttention
 from hybridmap.layers.block import CrossBlock, MambaBlock, MambaMlpBlock, Stack, TransformerBlock
 from hybridmap.layers.mamba import InferenceParams, Mamba, MambaMixer
+from hybridmap.layers.mambavision import MambaVisionMixer
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample, sincos_2d
 from hybridmap.layers.registers import Registers
@@ -18,6 +19,7 @@ __all__ = [
     "MambaBlock",
     "MambaMixer",
     "MambaMlpBlock",
+    "MambaVisionMixer",
     "Registers",
     "Stack",
     "SwiGLU",

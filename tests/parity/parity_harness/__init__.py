@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_harness import arm, hybrid, mamba_module, operators, tables, vit
+from parity_harness import arm, hybrid, mamba_module, mambavision, operators, tables, vit
 from parity_harness.recording import Recording
 
 FOLDER = Path(os.environ.get("HYBRIDMAP_GOLDEN") or Path(__file__).parents[1] / "fixtures")
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
     "op-causal-conv1d": operators.causal_conv1d,
     "op-add-norm": operators.add_norm,
     "op-mamba-inner": operators.mamba_inner,
+    "mambavision": mambavision.mambavision,
     "mamba-module": mamba_module.mamba_module,
     "tables": tables.tables,
 }
@@ -33,7 +34,6 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
 TO_COME: tuple[str, ...] = (
     "mamba3d",
     "mamba3d-cls",
-    "mambavision",
     "mar-diffloss",
     "moco",
     "op-points",
