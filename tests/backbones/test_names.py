@@ -23,6 +23,12 @@ COUNTS = {
     "mambar_small_patch16_224": 27_801_064,
     "mambar_base_patch16_224": 99_301_096,
     "mambar_large_patch16_224": 341_222_376,
+    "vim_tiny_patch16_224": 7_148_008,
+    "vim_small_patch16_224": 25_796_584,
+    "vim_base_patch16_224": 97_598_440,
+    "vim_tiny_plus_patch16_224": 7_148_008 + (27**2 - 14**2) * 192,
+    "vim_small_plus_patch16_224": 25_796_584 + (27**2 - 14**2) * 384,
+    "vim_base_plus_patch16_224": 97_598_440 + (27**2 - 14**2) * 768,
     "mae_vit_small_patch16_224": 22_050_664,
     "mae_vit_base_patch16_224": 86_567_656,
     "mae_vit_large_patch16_224": 304_326_632,
@@ -160,7 +166,7 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-ours = ("hybridnet_", "mambar_", "map_", "mae_", "mambavision_", "mamba_vision_", "arm_")
+ours = ("hybridnet_", "mambar_", "vim_", "map_", "mae_", "mambavision_", "mamba_vision_", "arm_")
 assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hybridmap.backbones import ARM, HybridNet, MambaVision, ViT
+from hybridmap.backbones import ARM, HybridNet, MambaVision, Vim, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
 from hybridmap.convert.resize import resized
+from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
@@ -35,8 +36,12 @@ FILES = [
     ("arm-finetune-b", "arm-finetune"),
     ("mambavision-a", "mambavision"),
     ("mambavision-b-nonsquare-padded", "mambavision"),
+    ("vim-v2-midcls", "vim"),
+    ("vim-v2-nodiv-meanpool", "vim"),
+    ("vim-v1-doublecls", "vim"),
+    ("vim-none-headcls-layernorm", "vim"),
 ]
-FOREIGN = ("vim-v2-midcls", "mamba3d-cls-a", "point-mae-pretrain-a")
+FOREIGN = ("mamba3d-cls-a", "point-mae-pretrain-a")
 
 
 def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -344,3 +349,78 @@ def test_a_file_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> N
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         write_ours(convert(official("mamba-reg-4tok")[0]), tmp_path / "file" / "w.safetensors")
+
+
+def test_rotary_tables_are_dropped_because_our_network_computes_them() -> None:
+    state, _ = official("vim-bidirectional-rope")
+    origin = origin_of(state)
+    assert origin.family == "vim"
+    loaded = convert(state)
+    assert loaded.report.dropped == dict.fromkeys(
+        ("rope.freqs_cos", "rope.freqs_sin"), "a fixed table, which our network computes"
+    )
+    assert isinstance(loaded.config, Vim.Config)
+    assert (loaded.config.rope, loaded.config.positions, loaded.config.mixer, loaded.config.class_token) == (
+        True,
+        "none",
+        "uni",
+        "none",
+    )
+    assert (loaded.config.img_size, loaded.config.num_classes) == ((64, 64), 5)
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+    restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in state.items()})
+    assert restored.keys() == {key for key in state if not key.startswith("rope.")}
+    assert all(torch.equal(restored[key], state[key]) for key in restored)
+
+
+def test_shapes_tell_the_mixer_the_class_tokens_and_the_norm_of_a_vim() -> None:
+    found = {name: convert(official(name)[0]).config for name, kind in FILES if kind == "vim"}
+    told = {name: (c.class_token, c.mixer, c.norm_kind, c.positions) for name, c in found.items() if isinstance(c, Vim.Config)}
+    assert told == {
+        "vim-v2-midcls": ("middle", "v2", "rms", "learned"),
+        "vim-v2-nodiv-meanpool": ("none", "v2", "rms", "learned"),
+        "vim-v1-doublecls": ("double", "v1", "rms", "learned"),
+        "vim-none-headcls-layernorm": ("middle", "uni", "layer", "learned"),
+    }
+
+
+@pytest.mark.parametrize(("kind", "row"), [("middle", 8), ("first", 0)])
+def test_the_class_row_of_a_vim_is_where_its_token_stands(kind: Any, row: int) -> None:
+    state, _ = official("vim-v2-midcls")
+    loaded = VimClassifier(kind).convert(state)
+    table = state["pos_embed"]
+    assert torch.equal(loaded.weights["cls_pos"], table[:, row : row + 1])
+    assert torch.equal(loaded.weights["pos_embed"], torch.cat([table[:, :row], table[:, row + 1 :]], dim=1))
+    assert isinstance(loaded.config, Vim.Config)
+    assert loaded.config.class_token == kind
+
+
+def test_a_vim_of_overlapping_patches_is_told_by_its_grid() -> None:
+    state, _ = official("vim-v2-midcls")
+    config = convert(state | {"pos_embed": torch.zeros(1, 27 * 27 + 1, 48)}).config
+    assert isinstance(config, Vim.Config)
+    assert (config.img_size, config.stride) == ((224, 224), 8)
+    state, _ = official("vim-v2-midcls-nonsquare-stride8")
+    with pytest.raises(UserError, match=r"pass grid=\(rows, columns\)"):
+        convert(state)
+    assert convert(state, grid=(5, 9)).config.img_size == (80, 144)  # no shape tells its stride
+
+
+def test_a_layer_scale_of_a_vim_is_taken_over() -> None:
+    state, _ = official("vim-v2-midcls")
+    scales = {f"layers.{i}.mixer.gamma": torch.full((48,), 0.25) for i in range(6)}
+    loaded = convert(state | scales)
+    assert loaded.config is not None
+    net = loaded.config.build()
+    net.load_state_dict(loaded.backbone, strict=True)
+    assert torch.equal(net.layers[5].mixer.gamma.data, scales["layers.5.mixer.gamma"])
+    with pytest.raises(UserError, match=r"layers\.3\.mixer\.gamma"):
+        convert(state | {key: value for key, value in scales.items() if "3" not in key})
+
+
+def test_a_vim_without_any_positions_asks_for_its_grid() -> None:
+    state, _ = official("vim-bidirectional-rope")
+    bare = {key: value for key, value in state.items() if not key.startswith("rope.")}
+    with pytest.raises(UserError, match="does not tell for which size"):
+        convert(bare)
+    assert convert(bare, grid=(2, 3)).config.img_size == (32, 48)

@@ -121,6 +121,12 @@ def test_a_causal_mixer_does_not_see_later_tokens(variant):
         assert not torch.allclose(m(U, **walk)[:, :4], m(changed, **walk)[:, :4])
 
 
+@pytest.mark.parametrize("variant", ["uni", "v1", "v2", "biscan"])
+def test_the_gradient_is_the_derivative(variant):
+    m = mixer(variant=variant)
+    assert torch.autograd.gradcheck(m, U[:1, :4].clone().requires_grad_())
+
+
 def test_layer_scale_multiplies_the_output():
     m = mixer(layer_scale=0.5)
     gamma, m.gamma = m.gamma, None

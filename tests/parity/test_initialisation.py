@@ -19,6 +19,7 @@ from parity_harness import TO_COME, descriptions, family
 from parity_harness.arm import finetune_config, pretrain_config
 from parity_harness.hybrid import hybrid_config
 from parity_harness.mambavision import mambavision_config
+from parity_harness.vim import vim_config
 from parity_harness.vit import backbone_config
 from torch import Tensor, nn
 
@@ -57,6 +58,10 @@ def mamba_reg_model(args: dict[str, Any]) -> Weights:
     return parameters(replace(hybrid_config(args, "M" * args["depth"]), init="released").build())
 
 
+def vim_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(vim_config(args), init="released").build())
+
+
 def mae_model(args: dict[str, Any]) -> Weights:
     args = {"mlp_ratio": 4.0} | args
     if "decoder_embed_dim" not in args:
@@ -91,6 +96,7 @@ MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {
     "arm-pretrain": arm_pretrain_model,
     "arm-finetune": arm_finetune_model,
     "mambavision": mambavision_model,
+    "vim": vim_model,
 }
 
 

@@ -16,7 +16,7 @@ from hybridmap.objectives.arm import ARMDecoder, ClusterAR
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
 from hybridmap.objectives.map import MAP
 
-SUPPORTED = ("map", "reg", "mae", "mambavision", "arm-pretrain", "arm-finetune")
+SUPPORTED = ("map", "reg", "mae", "mambavision", "vim", "arm-pretrain", "arm-finetune")
 
 OBJECTIVES: dict[str, tuple[Any, Any]] = {
     "map": (MAPDecoder, MAP),

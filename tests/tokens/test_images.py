@@ -97,3 +97,25 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_named(height: int, width: in
 def test_an_unknown_scan_is_named(scan: str) -> None:
     with pytest.raises(UserError, match=rf"cluster\(k\), .*row or column, got '{re.escape(scan)}'"):
         partition(torch.zeros(1, 3, 16, 16), 16, scan)
+
+
+@pytest.mark.parametrize("scan", ["row", "column"])
+def test_overlapping_patches_are_the_windows_of_the_image(scan):
+    images = torch.randn(2, 3, 12, 20)
+    patches = partition(images, 8, scan, stride=4)
+    assert patches.grid == (2, 4)
+    for n, (row, column) in enumerate(patches.coords[0].long().tolist()):
+        assert int(patches.source[0, n]) == row * 4 + column
+        window = images[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8]
+        assert torch.equal(patches.content[:, n], window.permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("stride", [0, -1])
+def test_windows_must_advance(stride):
+    with pytest.raises(UserError, match="above the patch size 8"):
+        partition(torch.zeros(1, 3, 16, 16), 8, stride=stride)
+
+
+def test_windows_must_cover_the_image():
+    with pytest.raises(UserError, match="multiples of 4 above the patch size 8, got 16 x 18; try 16 x 16"):
+        partition(torch.zeros(1, 3, 16, 18), 8, stride=4)

@@ -23,6 +23,7 @@ from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.sequence import timm_cfg
+from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
 from hybridmap.config import override
 from hybridmap.errors import UserError
@@ -81,6 +82,13 @@ MODELS: dict[str, Backbone.Config] = {
     "mambar_small_patch16_224": _mambar(24, 384, 12, 2),
     "mambar_base_patch16_224": _mambar(24, 768, 12, 4),
     "mambar_large_patch16_224": _mambar(48, 1024, 16, 8),
+    # hustvl/Vim:vim/models_mamba.py @ dd0358a; "plus": the same weights with overlapping patches
+    "vim_tiny_patch16_224": Vim.Config(embed_dim=192),
+    "vim_small_patch16_224": Vim.Config(embed_dim=384),
+    "vim_base_patch16_224": Vim.Config(embed_dim=768),
+    "vim_tiny_plus_patch16_224": Vim.Config(embed_dim=192, stride=8),
+    "vim_small_plus_patch16_224": Vim.Config(embed_dim=384, stride=8),
+    "vim_base_plus_patch16_224": Vim.Config(embed_dim=768, stride=8),
     # facebookresearch/mae:models_vit.py @ efb2a80, read out as its fine-tuning does (small: DeiT's shape)
     "mae_vit_small_patch16_224": _mae(12, 384, 6),
     "mae_vit_base_patch16_224": _mae(12, 768, 12),
@@ -108,6 +116,15 @@ MODELS: dict[str, Backbone.Config] = {
 
 ALIASES: dict[str, str] = {
     name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name
+} | {
+    f"vim_{official}": f"vim_{ours}"
+    for ours, official in {
+        "tiny_patch16_224": "tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        "small_patch16_224": "small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        "base_patch16_224": "base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2",
+        "tiny_plus_patch16_224": "tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        "small_plus_patch16_224": "small_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+    }.items()
 }
 """The official names of the released code. ARM's are those of its classifiers; its pretraining networks have the same ones."""
 ALIASES |= {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "large", "huge")}

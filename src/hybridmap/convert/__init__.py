@@ -24,6 +24,7 @@ from hybridmap.convert.moco_v3 import MocoV3
 from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
+from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
 ORIGINS: tuple[Origin, ...] = (
@@ -35,6 +36,7 @@ ORIGINS: tuple[Origin, ...] = (
     MambaVisionOrigin(),
     ArmPretrain(),
     ArmFinetune(),
+    VimClassifier(),
 )
 """Every kind of official file that can be read. At most one recognises a file."""
 

@@ -45,12 +45,12 @@ def shell_rules(shapes: Shapes, *, untrained: bool = False) -> Iterator[Rule]:
     yield from rename("head", "head.fc", AFFINE, untrained=untrained, optional="the file has no classifier")
 
 
-def mamba_rules(shapes: Shapes, positions: range | list[int]) -> Iterator[Rule]:
-    """The Mamba layers; official layer i is our layer ``positions[i]``."""
+def mamba_rules(shapes: Shapes, positions: range | list[int], directions: Mapping[str, str] = DIRECTIONS) -> Iterator[Rule]:
+    """The Mamba layers, with what each of ``directions`` owns; official layer i is our layer ``positions[i]``."""
     for i, s in enumerate(positions):
         official, ours = f"layers.{i}", f"layers.{s}"
         yield from rename(f"{official}.norm", f"{ours}.norm", affine(shapes, f"{official}.norm"))
-        yield from mixer_rules(shapes, f"{official}.mixer", f"{ours}.mixer", DIRECTIONS)
+        yield from mixer_rules(shapes, f"{official}.mixer", f"{ours}.mixer", directions)
 
 
 def mixer_rules(shapes: Shapes, official: str, ours: str, directions: Mapping[str, str]) -> Iterator[Rule]:

@@ -153,10 +153,11 @@ class Origin(ABC):
             else:
                 weights |= rule.split(state[rule.official])
         config = self.config(shapes, num_heads=num_heads, grid=grid)
+        pretraining = any(rule.untrained and rule.official in dropped for rule in rules)
         return Loaded(
             family=self.family,
             weights=weights,
-            config=config.encoder() if dropped else config,
+            config=config.encoder() if pretraining else config,
             report=InitReport(loaded=tuple(weights), dropped=dropped, fresh=fresh),
             decoder=self.decoder(shapes),
         )

@@ -7,6 +7,7 @@ from hybridmap.layers.mambavision import MambaVisionMixer
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample, sincos_2d
 from hybridmap.layers.registers import Registers
+from hybridmap.layers.rotary import Rotary
 from hybridmap.layers.swiglu import SwiGLU
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "MambaMlpBlock",
     "MambaVisionMixer",
     "Registers",
+    "Rotary",
     "Stack",
     "SwiGLU",
     "TransformerBlock",

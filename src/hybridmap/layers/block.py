@@ -183,9 +183,7 @@ class Stack(nn.ModuleList):
         Raises:
             UserError: if a tap names a block that is not run.
         """
-        depth = len(self) if stop is None else stop
-        if taps and not 0 <= min(taps) <= max(taps) < depth:
-            raise UserError(f"taps must be block numbers from 0 to {depth - 1}, got {sorted(taps)}")
+        depth = self._length(stop, taps)
         h, r, entry = tokens, None, tokens
         tapped: dict[int, Tap] = {}
         for s in range(depth):
@@ -213,6 +211,13 @@ class Stack(nn.ModuleList):
     def truncate(self, length: int) -> None:
         """Drop all blocks from number ``length`` on; the others keep computing what they did."""
         del self[length:]
+
+    def _length(self, stop: int | None, taps: Collection[int]) -> int:
+        """How many blocks are to be run; refuses taps behind them."""
+        depth = len(self) if stop is None else stop
+        if taps and not 0 <= min(taps) <= max(taps) < depth:
+            raise UserError(f"taps must be block numbers from 0 to {depth - 1}, got {sorted(taps)}")
+        return depth
 
     def _run(self, block: nn.Module, *args: Any, **inputs: Any) -> Any:
         if self.checkpointing and torch.is_grad_enabled():

@@ -16,6 +16,7 @@ Source: Mamba (arXiv:2312.00752), Vision Mamba (arXiv:2401.09417); semantics of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,19 @@ def init_dt(
     nn.init.constant_(dt_proj.weight, bound) if constant else nn.init.uniform_(dt_proj.weight, -bound, bound)
     dt = torch.empty_like(dt_proj.bias).uniform_(math.log(low), math.log(high)).exp().clamp(min=floor)
     dt_proj.bias.copy_(dt + (-torch.expm1(-dt)).log())
+
+
+@torch.no_grad()
+def init_mixers(mixers: Sequence[MambaMixer], released: bool) -> None:
+    """What a network adds to its mixers' own start: output projections shrink by the root of the depth.
+
+    ``released``: only the first direction keeps its initial step sizes, the others' biases are zero, as in the code of Vim,
+    Mamba-R and ARM.
+    """
+    for mixer in mixers:
+        mixer.out_proj.weight.div_(len(mixers) ** 0.5)
+        for direction in mixer.directions[1:] if released else ():
+            nn.init.zeros_(direction.dt_proj.bias)
 
 
 class Direction(nn.Module):
