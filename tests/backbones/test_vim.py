@@ -10,8 +10,10 @@ from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 from hybridmap.layers import MambaMixer
 from hybridmap.layers.pos_embed import resample
+from hybridmap.objectives.decoder import MAPDecoder
+from hybridmap.objectives.map import MAP
 from hybridmap.tasks.classification import Classification
-from hybridmap.types import Mask, Patches
+from hybridmap.types import Batch, Mask, Patches
 
 SMALL = Vim.Config(img_size=64, embed_dim=24, depth=4, num_classes=5, d_state=4)
 
@@ -108,6 +110,26 @@ def test_class_tokens_stand_where_the_table_says(class_token, size):
     prefix, rest = net.split_prefix(seen)
     torch.testing.assert_close(prefix, own.expand(2, -1, -1))
     torch.testing.assert_close(rest, tokens)
+
+
+@pytest.mark.parametrize("changes", [{}, {"class_token": "double", "mixer": "v1"}], ids=kind)
+def test_column_scan_is_row_scan_of_the_transposed_image_with_transposed_weights(changes):
+    rows = build(img_size=(64, 32), **changes).double()
+    columns = build(img_size=(32, 64), scan="column", **changes).double()
+    columns.load_state_dict(rows.state_dict())
+    columns.pos_embed.data = rows.pos_embed.data.view(1, 4, 2, 24).transpose(1, 2).flatten(1, 2)
+    columns.patch_embed.proj.weight.data = rows.patch_embed.proj.weight.data.transpose(2, 3)
+    x, n = images((64, 32)).double(), rows.num_prefix_tokens
+    by_rows, by_columns = rows.forward_features(x), columns.forward_features(x.transpose(2, 3))
+    torch.testing.assert_close(by_columns[:, :n], by_rows[:, :n])
+    torch.testing.assert_close(by_columns[:, n:].unflatten(1, (2, 4)), by_rows[:, n:].unflatten(1, (4, 2)).transpose(1, 2))
+
+
+def test_objectives_train_every_parameter_of_the_encoder():
+    objective = MAP.Config(backbone=SMALL, decoder=MAPDecoder.Config(width=16, depth=1, num_heads=2)).build()
+    objective(Batch(inputs=images(), key=torch.arange(2))).total.backward()
+    assert {name for name, p in objective.named_parameters() if p.grad is None} == set()
+    assert not any("cls" in name for name, _ in objective.named_parameters())
 
 
 def test_positions_of_class_tokens():

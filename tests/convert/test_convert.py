@@ -266,7 +266,7 @@ def test_a_grid_that_is_not_square_must_be_told() -> None:
     assert config.img_size == tuple(side * config.patch_size for side in told["grid"])
 
 
-@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok"])
+@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok", "vim-v2-midcls"])
 def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     state, told = official(name)
     torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "official.pth")
@@ -296,7 +296,8 @@ def test_a_converted_file_says_what_it_came_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare"]
+    "name",
+    ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare", "vim-v2-midcls"],
 )
 def test_weights_are_resampled_for_another_size(name: str) -> None:
     state, told = official(name)
