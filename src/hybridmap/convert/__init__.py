@@ -25,7 +25,15 @@ from hybridmap.convert.read import read
 from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT(), MocoV3(), MambaVisionOrigin(), VimClassifier())
+ORIGINS: tuple[Origin, ...] = (
+    MapHybridNet(),
+    MambaReg(),
+    MaePretrain(),
+    MaeViT(),
+    MocoV3(),
+    MambaVisionOrigin(),
+    VimClassifier(),
+)
 """Every kind of official file that can be read. At most one recognises a file."""
 
 
