@@ -49,6 +49,10 @@ COUNTS = {
     "mambavision_base_224": 97_685_288,
     "mambavision_large_224": 227_961_048,
     "mambavision_large2_224": 241_554_824,
+    "vmamba_tiny_224": 30_705_832,
+    "vmamba_tiny_s1l8_224": 30_249_064,
+    "vmamba_small_224": 50_147_752,
+    "vmamba_base_224": 88_557_800,
 }
 
 
@@ -166,7 +170,7 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-ours = ("hybridnet_", "mambar_", "vim_", "map_", "mae_", "mambavision_", "mamba_vision_", "arm_")
+ours = ("hybridnet_", "mambar_", "vim_", "map_", "mae_", "mambavision_", "mamba_vision_", "arm_", "vmamba_")
 assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)

@@ -25,6 +25,7 @@ from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.sequence import timm_cfg
 from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
+from hybridmap.backbones.vmamba import VMamba
 from hybridmap.config import override
 from hybridmap.errors import UserError
 
@@ -112,6 +113,11 @@ MODELS: dict[str, Backbone.Config] = {
     "mambavision_base_224": _mambavision((3, 3, 10, 5), 128, 64),
     "mambavision_large_224": _mambavision((3, 3, 10, 5), 196, 64, heads=16),
     "mambavision_large2_224": _mambavision((3, 3, 12, 5), 196, 64, heads=16),
+    # MzeroMiko/VMamba:classification/configs/vssm @ 2ed52ea; the paper's row is the tiny one with 5 blocks in stage 2
+    "vmamba_tiny_224": VMamba.Config(depths=(2, 2, 5, 2), drop_path=0.2),
+    "vmamba_tiny_s1l8_224": VMamba.Config(depths=(2, 2, 8, 2), expand=1.0, drop_path=0.2),
+    "vmamba_small_224": VMamba.Config(depths=(2, 2, 15, 2), drop_path=0.3),
+    "vmamba_base_224": VMamba.Config(depths=(2, 2, 15, 2), embed_dim=128, drop_path=0.6),
 }
 
 ALIASES: dict[str, str] = {
@@ -131,6 +137,10 @@ ALIASES |= {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "
 ALIASES |= {
     f"mamba_vision_{size}": f"mambavision_{name}_224"
     for size, name in {"T": "tiny", "T2": "tiny2", "S": "small", "B": "base", "L": "large", "L2": "large2"}.items()
+}
+ALIASES |= {
+    f"vmamba_{size}": f"vmamba_{name}_224"
+    for size, name in {"tiny_s2l5": "tiny", "tiny_s1l8": "tiny_s1l8", "small_s2l15": "small", "base_s2l15": "base"}.items()
 }
 
 CROPS = {"mambar_": 1.0, "mambavision_": 1.0, "mambavision_tiny2_": 0.98, "mambavision_small_": 0.93}

@@ -23,6 +23,7 @@ SOURCES = {
     "mae_vit_": "MAE, arXiv:2111.06377",
     "mae_deit_": "DeiT, arXiv:2012.12877",
     "arm_": "ARM, arXiv:2406.07537",
+    "vmamba_": "VMamba, arXiv:2401.10166",
 }
 """Beginning of a name -> where the architecture was published."""
 

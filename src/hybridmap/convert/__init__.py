@@ -25,6 +25,7 @@ from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
 from hybridmap.convert.vim import VimClassifier
+from hybridmap.convert.vmamba import VMambaV2
 from hybridmap.errors import UserError
 
 ORIGINS: tuple[Origin, ...] = (
@@ -37,6 +38,7 @@ ORIGINS: tuple[Origin, ...] = (
     ArmPretrain(),
     ArmFinetune(),
     VimClassifier(),
+    VMambaV2(),
 )
 """Every kind of official file that can be read. At most one recognises a file."""
 

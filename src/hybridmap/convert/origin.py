@@ -33,6 +33,8 @@ class Rule:
     """Lengths of the parts along ``dim``, where there are several."""
     dim: int = 0
     """The axis of the official tensor along which the parts lie."""
+    trailing: int = 0
+    """How many axes of length one the official tensor has at its end and ours has not: 2 for a 1x1 convolution as a matrix."""
     untrained: bool = False
     """The released pretraining constructs and saves this tensor but never uses it."""
     left_out: str = ""
@@ -43,14 +45,14 @@ class Rule:
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Ours from the official tensor."""
         if not self.sizes:
-            return {self.ours[0]: tensor}
+            return {self.ours[0]: tensor.flatten(-1 - self.trailing) if self.trailing else tensor}
         parts = tensor.split(self.sizes, self.dim)
         return {name: part.clone() for name, part in zip(self.ours, parts, strict=True)}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The official tensor from ours."""
         parts = [tensors[name] for name in self.ours]
-        return torch.cat(parts, self.dim) if self.sizes else parts[0]
+        return torch.cat(parts, self.dim) if self.sizes else parts[0][(..., *(None,) * self.trailing)]
 
 
 def rename(official: str, ours: str, leaves: Iterable[str] = ("",), **kwargs: bool | str) -> Iterator[Rule]:
