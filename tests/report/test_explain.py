@@ -14,7 +14,7 @@ from hybridmap.backbones.vit import ViT
 from hybridmap.errors import UserError
 from hybridmap.layers.registers import positions
 from hybridmap.report.attention_maps import TokenMap, capture, token_map
-from hybridmap.report.explain import Explanation, explain, page, reads_prefix_tokens, sequence_of
+from hybridmap.report.explain import Explanation, explain, page, read_tokens, sequence_of
 
 SMALL: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "img_size": (16, 24), "patch_size": 4}
 IMAGE = (1, 3, 16, 24)
@@ -52,10 +52,10 @@ def test_the_sequence_is_what_the_layers_see() -> None:
 def test_those_listen_that_the_network_reads_out(backbone: Backbone, reads: bool, listener: str) -> None:
     image = torch.randn(IMAGE)
     patches = backbone.partition(image)
-    assert reads_prefix_tokens(backbone, patches) == reads
+    prefix = sequence_of(backbone, patches) < 0
+    assert torch.equal(read_tokens(backbone, patches), prefix if reads else ~prefix)
     found = explain(backbone, image)
     assert found.listener == listener
-    prefix = sequence_of(backbone, patches) < 0
     weights = capture(backbone, image, (1,), lambda kept: kept.mean)[1][0]
     heard = weights[prefix if reads else ~prefix].mean(0)
     torch.testing.assert_close(found.shares[1].patches.flatten(), heard[~prefix])
@@ -123,6 +123,28 @@ def test_a_layer_with_a_grid_of_its_own() -> None:
     assert share.patches.tolist() == [[0, 0, 0], [0, 1, 0]]
     share = explain(backbone, torch.randn(IMAGE), layers=(1,)).shares[0]
     torch.testing.assert_close(share.patches, torch.full((2, 3), 1 / 6))
+
+
+class Mean(nn.Module):
+    """A mixer without a function for its maps."""
+
+    def forward(self, u: Tensor, causal: bool = False) -> Tensor:
+        return u.mean(1, keepdim=True).expand_as(u)
+
+
+def test_layers_without_a_map_are_left_out_and_named() -> None:
+    backbone = hybrid()
+    backbone.layers[1].mixer = Mean()  # type: ignore[union-attr]
+    found = explain(backbone, torch.randn(IMAGE))
+    assert [share.title for share in found.shares] == ["layer 0 (M)", "layer 2 (T)"]
+    assert found.without == {"MambaBlock": 1}
+    assert drawn(found).float().std() > 30
+    with pytest.raises(UserError, match="how MambaBlock mixes tokens is not known"):
+        explain(backbone, torch.randn(IMAGE), layers=(1,))
+    for block in (0, 1, 2):
+        backbone.layers[block] = nn.Identity()
+    with pytest.raises(UserError, match="how Identity mixes tokens is not known"):
+        explain(backbone, torch.randn(IMAGE))
 
 
 def drawn(found: Explanation) -> Tensor:

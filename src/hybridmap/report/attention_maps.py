@@ -205,9 +205,14 @@ def mixers(backbone: Backbone) -> list[nn.Module]:
     return [mixer for block in blocks for mixer in (list(_known(block)) or [block])]
 
 
+def is_known(mixer: nn.Module) -> bool:
+    """Whether ``token_map`` has a function for its type."""
+    return token_map.dispatch(type(mixer)) is not token_map.dispatch(object)
+
+
 def _known(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules of types that ``token_map`` knows."""
-    if token_map.dispatch(type(module)) is not token_map.dispatch(object):
+    """The outermost known modules."""
+    if is_known(module):
         yield module
     else:
         for child in module.children():
@@ -251,6 +256,7 @@ __all__ = [
     "attention_weights",
     "capture",
     "hidden_attention",
+    "is_known",
     "mixers",
     "scan_map",
     "token_map",

@@ -11,20 +11,21 @@ where it reads their mean. ``query`` asks for one patch instead. ``hybridmap.rep
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import matplotlib
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.errors import UserError
-from hybridmap.report.attention_maps import TokenMap, capture, mixers
+from hybridmap.report.attention_maps import TokenMap, capture, is_known, mixers
 from hybridmap.types import Patches
 
 _INK, _QUIET, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
@@ -62,6 +63,8 @@ class Explanation:
     """Whose maps these are, in words."""
     parts: bool
     """Whether each head and each direction has a map of its own."""
+    without: dict[str, int]
+    """Kinds of layers that have no map -> how many there are."""
     shares: list[Share]
 
 
@@ -73,7 +76,7 @@ def explain(
     query: tuple[int, int] | None = None,
     parts: bool = False,
 ) -> Explanation:
-    """Run the network on one normalised image and keep the maps of ``layers`` (all by default).
+    """Run the network on one normalised image and keep the maps of ``layers`` (by default all that have one).
 
     ``query`` is the (row, column) of the patch whose maps are wanted, on the grid of the input. ``parts`` gives each head and
     each direction a map of its own.
@@ -90,38 +93,47 @@ def explain(
             f"{columns - 1}, got {query[0]},{query[1]}"
         )
     sequence = sequence_of(backbone, patches)
-    prefix = sequence < 0
-    reads_prefix = bool(prefix.any()) and reads_prefix_tokens(backbone, patches)
+    if query is None:
+        listeners, listener = _read_out(read_tokens(backbone, patches), sequence)
+    else:
+        listeners, listener = sequence == query[0] * columns + query[1], f"the patch in row {query[0]}, column {query[1]}"
 
     def keep(found: TokenMap) -> list[Share]:
         own = found.grid is not None
         grid = found.grid or (rows, columns)
         places = torch.arange(found.mean.shape[-1], device=image.device) if own else sequence
-        if query is not None:
-            listeners = places == query[0] * grid[0] // rows * grid[1] + query[1] * grid[1] // columns
+        if not own:
+            rows_of = listeners
+        elif query is None:
+            rows_of = torch.ones_like(places, dtype=torch.bool)
         else:
-            listeners = prefix if reads_prefix and not own else places >= 0
+            rows_of = places == query[0] * grid[0] // rows * grid[1] + query[1] * grid[1] // columns
         named = found.parts if parts else {"": found.mean}
         return [
-            _share(f"({found.letter}) {name}".rstrip(), weights[0, listeners].mean(0), places, grid)
+            _share(f"({found.letter}) {name}".rstrip(), weights[0, rows_of].mean(0), places, grid)
             for name, weights in named.items()
         ]
 
-    kept = capture(backbone, image, range(len(mixers(backbone))) if layers is None else layers, keep)
-    if query is not None:
-        listener = f"the patch in row {query[0]}, column {query[1]}"
-    elif reads_prefix:
-        listener = "the prefix token" if int(prefix.sum()) == 1 else f"the {int(prefix.sum())} prefix tokens, mean"
-    else:
-        listener = "all patches, mean"
+    found = mixers(backbone)
+    known = [number for number, mixer in enumerate(found) if is_known(mixer)] or [0]
+    kept = capture(backbone, image, known if layers is None else layers, keep)
     return Explanation(
         grid=(rows, columns),
         sequence=sequence.cpu(),
         query=query,
         listener=listener,
         parts=parts,
+        without=Counter(type(mixer).__name__ for mixer in found if not is_known(mixer)),
         shares=[replace(share, title=f"layer {number} {share.title}") for number, found in kept.items() for share in found],
     )
+
+
+def _read_out(read: Bool[Tensor, "L"], sequence: Int[Tensor, "L"]) -> tuple[Bool[Tensor, "L"], str]:
+    """Whose maps are shown where nothing else is asked for, and their name."""
+    prefix, count = sequence < 0, int(read.sum())
+    if bool((read & ~prefix).any()):
+        return read, "all patches, mean" if bool((read >= ~prefix).all()) else f"{count} of the patches, mean"
+    return read, "the prefix token" if count == 1 else f"the {count} prefix tokens, mean"
 
 
 def _share(title: str, heard: Float[Tensor, "L"], places: Int[Tensor, "L"], grid: tuple[int, int]) -> Share:
@@ -141,17 +153,19 @@ def sequence_of(backbone: Backbone, patches: Patches) -> Int[Tensor, "L"]:
     return torch.full_like(places, -1).index_copy(0, kept, source)
 
 
-@torch.no_grad()
-def reads_prefix_tokens(backbone: Backbone, patches: Patches) -> bool:
-    """Whether the network's read-out changes with its prefix tokens."""
+@torch.enable_grad()
+def read_tokens(backbone: Backbone, patches: Patches) -> Bool[Tensor, "L"]:
+    """Which tokens of the sequence the network reads out: those by which its read-out has a gradient; of a map all."""
+    length = len(sequence_of(backbone, patches))
     if not isinstance(backbone, SequenceBackbone):
-        return False
+        return torch.ones(length, dtype=torch.bool, device=patches.source.device)
     like = next(backbone.parameters())
-    count, width = backbone.num_prefix_tokens, backbone.embed_dim
-    tokens = torch.arange((count + patches.source.shape[1]) * width, device=like.device, dtype=like.dtype).sin()
-    tokens = tokens.view(1, -1, width)
-    prefix, rest = tokens[:, :count], tokens[:, count:]
-    return not torch.equal(backbone.read_out(prefix, rest), backbone.read_out(prefix.flip(-1), rest))
+    wave = torch.arange(length * backbone.embed_dim, device=like.device, dtype=like.dtype).sin()
+    tokens = wave.view(1, length, -1).requires_grad_()
+    out = backbone.read_out(*backbone.split_prefix(tokens))
+    # A plain sum has no gradient behind a LayerNorm.
+    (slope,) = torch.autograd.grad((out * out.detach().cos()).sum(), tokens)
+    return slope[0].ne(0).any(-1)
 
 
 def _rows_and_columns(patches: Patches) -> tuple[int, int]:
@@ -263,6 +277,7 @@ def _legend(draw: ImageDraw.ImageDraw, found: Explanation, corner: tuple[int, in
         "",
         "peak: the loudest patch, in units of an even share",
         *(["prefix: how much comes from prefix tokens"] if prefix else []),
+        *(f"no map: {count} x {kind}" for kind, count in found.without.items()),
     ]
     for line in lines:
         draw.text((left, top), line, fill=_INK, font=_font(14))
@@ -300,4 +315,4 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-__all__ = ["Explanation", "Share", "explain", "page", "reads_prefix_tokens", "sequence_of"]
+__all__ = ["Explanation", "Share", "explain", "page", "read_tokens", "sequence_of"]
