@@ -81,6 +81,8 @@ def test_a_direction_hears_only_what_it_has_passed() -> None:
     forward, backward, *heads = explain(hybrid(), torch.randn(IMAGE), layers=(1, 2), query=(1, 3), parts=True).shares
     titles = [share.title for share in (forward, backward, *heads)]
     assert titles == ["layer 1 (M) forward", "layer 1 (M) backward", "layer 2 (T) head 0", "layer 2 (T) head 1"]
+    assert explain(hybrid(), torch.randn(IMAGE)).directions == ("forward", "backward")
+    assert explain(vit(), torch.randn(IMAGE)).directions == ()
     assert forward.patches.flatten()[10:].eq(0).all()
     assert forward.patches.flatten()[:10].gt(0).all()
     assert backward.patches.flatten()[:9].eq(0).all()
@@ -104,25 +106,39 @@ def test_an_image_that_is_no_multiple_of_the_patch() -> None:
         explain(hybrid(), torch.randn(1, 3, 3, 24))
 
 
-class Halving(nn.Module):
-    """Stands for a mixer of a hierarchical network: it works on a map of half the sides, without prefix tokens."""
+class OwnGrid(nn.Module):
+    """Like mixers of hierarchical networks it works on a map of its own, without prefix tokens; every token hears itself."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
 
     def forward(self, u: Tensor, causal: bool = False) -> Tensor:
         return u
 
 
-@token_map.register(Halving)
-def _(mixer: Halving, u: Tensor, causal: bool = False) -> TokenMap:
-    return TokenMap(letter="M", mean=torch.eye(6)[None], parts={}, grid=(2, 3))
+@token_map.register(OwnGrid)
+def _(mixer: OwnGrid, u: Tensor, causal: bool = False) -> TokenMap:
+    return TokenMap(letter="M", mean=torch.eye(mixer.grid[0] * mixer.grid[1])[None], parts={}, grid=mixer.grid)
 
 
-def test_a_layer_with_a_grid_of_its_own() -> None:
+def test_a_layer_with_a_coarser_grid_of_its_own() -> None:
     backbone = hybrid()
-    backbone.layers[1].mixer = Halving()  # type: ignore[union-attr]
+    backbone.layers[1].mixer = OwnGrid((2, 3))  # type: ignore[union-attr]
     share = explain(backbone, torch.randn(IMAGE), layers=(1,), query=(3, 2)).shares[0]
     assert share.patches.tolist() == [[0, 0, 0], [0, 1, 0]]
     share = explain(backbone, torch.randn(IMAGE), layers=(1,)).shares[0]
     torch.testing.assert_close(share.patches, torch.full((2, 3), 1 / 6))
+
+
+def test_a_layer_with_a_finer_grid_of_its_own() -> None:
+    """All of its tokens inside the patch that was asked for are heard alike."""
+    backbone = hybrid()
+    backbone.layers[1].mixer = OwnGrid((8, 18))  # type: ignore[union-attr]
+    share = explain(backbone, torch.randn(IMAGE), layers=(1,), query=(3, 2)).shares[0]
+    expected = torch.zeros(8, 18)
+    expected[6:8, 6:9] = 1 / 6
+    torch.testing.assert_close(share.patches, expected)
 
 
 class Mean(nn.Module):

@@ -63,6 +63,8 @@ class Explanation:
     """Whose maps these are, in words."""
     parts: bool
     """Whether each head and each direction has a map of its own."""
+    directions: tuple[str, ...]
+    """Of the scans of M layers."""
     without: dict[str, int]
     """Kinds of layers that have no map -> how many there are."""
     shares: list[Share]
@@ -98,19 +100,17 @@ def explain(
     else:
         listeners, listener = sequence == query[0] * columns + query[1], f"the patch in row {query[0]}, column {query[1]}"
 
+    directions: dict[str, None] = {}
+
     def keep(found: TokenMap) -> list[Share]:
         own = found.grid is not None
         grid = found.grid or (rows, columns)
         places = torch.arange(found.mean.shape[-1], device=image.device) if own else sequence
-        if not own:
-            rows_of = listeners
-        elif query is None:
-            rows_of = torch.ones_like(places, dtype=torch.bool)
-        else:
-            rows_of = places == query[0] * grid[0] // rows * grid[1] + query[1] * grid[1] // columns
+        listening = _inside(query, (rows, columns), grid, places) if own else listeners
+        directions.update(dict.fromkeys(found.parts if found.letter == "M" else ()))
         named = found.parts if parts else {"": found.mean}
         return [
-            _share(f"({found.letter}) {name}".rstrip(), weights[0, rows_of].mean(0), places, grid)
+            _share(f"({found.letter}) {name}".rstrip(), weights[0, listening].mean(0), places, grid)
             for name, weights in named.items()
         ]
 
@@ -123,6 +123,7 @@ def explain(
         query=query,
         listener=listener,
         parts=parts,
+        directions=tuple(directions),
         without=Counter(type(mixer).__name__ for mixer in found if not is_known(mixer)),
         shares=[replace(share, title=f"layer {number} {share.title}") for number, found in kept.items() for share in found],
     )
@@ -134,6 +135,17 @@ def _read_out(read: Bool[Tensor, "L"], sequence: Int[Tensor, "L"]) -> tuple[Bool
     if bool((read & ~prefix).any()):
         return read, "all patches, mean" if bool((read >= ~prefix).all()) else f"{count} of the patches, mean"
     return read, "the prefix token" if count == 1 else f"the {count} prefix tokens, mean"
+
+
+def _inside(
+    query: tuple[int, int] | None, of: tuple[int, int], grid: tuple[int, int], places: Int[Tensor, "L"]
+) -> Bool[Tensor, "L"]:
+    """The places of a layer's own grid in the queried patch of the grid ``of``, or around it; without a query all."""
+    found = torch.ones_like(places, dtype=torch.bool)
+    at = (places // grid[1], places % grid[1])
+    for asked, full, own, place in zip(query or (), of, grid, at, strict=False):
+        found &= place * full // own == asked if own > full else place == asked * own // full
+    return found
 
 
 def _share(title: str, heard: Float[Tensor, "L"], places: Int[Tensor, "L"], grid: tuple[int, int]) -> Share:
@@ -197,10 +209,10 @@ def page(found: Explanation, picture: Float[Tensor, "C H W"], title: str) -> Ima
         left = _MARGIN + index % _PER_ROW * tile[0]
         upper = below + index // _PER_ROW * tile[1]
         even = share.patches.numel()
-        draw.text((left, upper), share.title, fill=_INK, font=_font(14))
+        draw.text((left, upper), share.title, fill=_INK, font=_fitting(share.title, 14, small[0]))
         note = f"peak {float(share.patches.max()) * even:.1f}x even"
         note += f", prefix {share.prefix:.0%}" if bool((found.sequence < 0).any()) else ""
-        draw.text((left, upper + 18), note, fill=_QUIET, font=_font(11))
+        draw.text((left, upper + 18), note, fill=_QUIET, font=_fitting(note, 11, small[0]))
         canvas.paste(_overlay(shown, share, found, small), (left, upper + _LABEL))
     return canvas
 
@@ -238,7 +250,7 @@ def _scan_picture(shown: Image.Image, found: Explanation, size: tuple[int, int])
         if source >= 0
     }
     places = list(points)
-    thick = max(2, round(min(cell) / 8))
+    thick = min(max(2, round(min(cell) / 8)), 5)
     for before, after in pairwise(places):
         draw.line([points[before], points[after]], fill=_along(after / len(order)), width=thick)
     for place in places:
@@ -270,6 +282,8 @@ def _legend(draw: ImageDraw.ImageDraw, found: Explanation, corner: tuple[int, in
     prefix = int((found.sequence < 0).sum())
     lines = [
         f"{found.grid[0]} x {found.grid[1]} patches" + (f", {prefix} prefix token{'s' * (prefix > 1)}" if prefix else ""),
+        *(["Scans: " + ", ".join(found.directions)] if found.directions else []),
+        "",
         f"What is heard by {found.listener}:",
         "T  attention" + ("" if found.parts else ", mean of its heads"),
         "M  hidden attention of the scan, mean of its",
@@ -280,7 +294,7 @@ def _legend(draw: ImageDraw.ImageDraw, found: Explanation, corner: tuple[int, in
         *(f"no map: {count} x {kind}" for kind, count in found.without.items()),
     ]
     for line in lines:
-        draw.text((left, top), line, fill=_INK, font=_font(14))
+        draw.text((left, top), line, fill=_INK, font=_fitting(line, 14, _LEGEND))
         top += 20
     for colours, low, high in ((_HEAT, "nothing", "peak"), (_ORDER, "scanned first", "last")):
         ramp = colours(torch.linspace(0, 1, _RAMP[0]).expand(_RAMP[1], -1).numpy(), bytes=True)[..., :3]
@@ -309,6 +323,13 @@ def _along(position: float) -> tuple[int, int, int]:
     """The colour of a place of the scan between 0 (first) and 1 (last)."""
     red, green, blue, _ = _ORDER(position, bytes=True)
     return int(red), int(green), int(blue)
+
+
+def _fitting(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font of this size, or as much smaller as ``text`` needs to be no wider than ``width``, though never below 8."""
+    while size > 8 and _font(size).getlength(text) > width:
+        size -= 1
+    return _font(size)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
