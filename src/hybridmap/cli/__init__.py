@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("RUN --data.root DIR", "accuracy of a fine-tuned classifier"),
     "embed": ("RUN|FILE|MODEL DIR -o FILE", "features of a folder of images, with their paths, in one file"),
     "reconstruct": ("RUN IMAGE... -o FILE", "original, visible patches, prediction, prediction pasted"),
+    "explain": ("RUN|FILE|MODEL IMAGE -o FILE", "what each layer looks at in an image, and the scan order"),
     "report": ("RUN", "report.html and pictures of a run, finished or not"),
     "convert": ("OFFICIAL_FILE -o FILE [--img-size N]", "weights of the official implementations in our names"),
     "bench": ("ops|model NAME...|step [RECIPE]", "speed of operators, backbones or a training step, as ratios in one run"),
