@@ -49,7 +49,7 @@ def like_forward(net):
 def walk(net, size):
     """Where the class token and the patches stand in the second walk of the mixers."""
     patches = net.partition(images(size))
-    return net.layer_inputs(patches.coords, patches.grid)["across"][0].tolist()
+    return net.second_walk(patches.coords, patches.grid)[0].tolist()
 
 
 def test_the_class_token_stands_in_the_middle_of_both_walks():
@@ -99,9 +99,9 @@ def test_the_network_is_plain_residual_layers_written_out():
     net = shaken(build())
     patches = net.partition(images())
     x, _ = net.insert_prefix(net.embed(patches), True)
-    inputs = net.layer_inputs(patches.coords, patches.grid)
+    across = net.second_walk(patches.coords, patches.grid)
     for block in net.layers:
-        x = x + block.mixer(block.norm1(x), **inputs)
+        x = x + block.mixer(block.norm1(x), across=across)
         u = block.norm2(x)
         x = x + block.mlp.down(torch.nn.functional.silu(block.mlp.gate(u)) * block.mlp.up(u))
     x = torch.nn.functional.layer_norm(x, (16,), net.norm.weight, net.norm.bias, 1e-5)

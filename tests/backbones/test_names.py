@@ -36,12 +36,6 @@ COUNTS = {
     "mae_deit_tiny_patch16_224": 5_717_416,
     "mae_deit_small_patch16_224": 22_050_664,
     "mae_deit_base_patch16_224": 86_567_656,
-    "mambavision_tiny_224": 31_794_248,
-    "mambavision_tiny2_224": 35_104_008,
-    "mambavision_small_224": 50_140_584,
-    "mambavision_base_224": 97_685_288,
-    "mambavision_large_224": 227_961_048,
-    "mambavision_large2_224": 241_554_824,
     "arm_base_patch16_224": 85_031_656,
     "arm_large_patch16_224": 297_035_720,
     "arm_huge_patch16_224": 662_682_088,
@@ -49,6 +43,16 @@ COUNTS = {
     "arm_base_pretrain_patch16_192": 80_046_336,
     "arm_large_pretrain_patch16_192": 282_463_200,
     "arm_huge_pretrain_patch16_192": 633_745_920,
+    "mambavision_tiny_224": 31_794_248,
+    "mambavision_tiny2_224": 35_104_008,
+    "mambavision_small_224": 50_140_584,
+    "mambavision_base_224": 97_685_288,
+    "mambavision_large_224": 227_961_048,
+    "mambavision_large2_224": 241_554_824,
+    "vmamba_tiny_224": 30_705_832,
+    "vmamba_tiny_s1l8_224": 30_249_064,
+    "vmamba_small_224": 50_147_752,
+    "vmamba_base_224": 88_557_800,
 }
 
 
@@ -166,7 +170,7 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-ours = ("hybridnet_", "mambar_", "vim_", "arm_", "map_", "mae_", "mambavision_", "mamba_vision_")
+ours = ("hybridnet_", "mambar_", "vim_", "map_", "mae_", "mambavision_", "mamba_vision_", "arm_", "vmamba_")
 assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)

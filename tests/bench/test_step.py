@@ -48,7 +48,7 @@ def test_operations_grow_with_the_batch_and_not_with_the_dtype() -> None:
 
 
 def test_a_step_computes_gradients_and_leaves_the_weights() -> None:
-    step = Step(recipe(), CPU)
+    step = Step.of(recipe(), CPU)
     before = {name: value.clone() for name, value in step.learner.named_parameters()}
     step()
     for name, value in step.learner.named_parameters():

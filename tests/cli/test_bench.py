@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from hybridmap.cli import main
 
@@ -62,11 +63,66 @@ def test_step_measures_the_step_plain_pytorch_and_the_floor(tmp_path: Path, caps
     assert sum(shares.values()) == pytest.approx(1)
 
 
+MODEL_NAMES = ["hybridnet_tiny_patch16_224", "mae_deit_tiny_patch16_224"]
+
+
+def test_models_are_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.csv"
+    flags = ["--device", "cpu", "--csv", str(path), "--no-memory", "--dtype", "bf16", "--img-size", "64", "--threads", "1"]
+    assert main(["bench", "model", *MODEL_NAMES, *flags]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("batch 2, dtype bf16, device cpu (")
+    assert re.search(r"^inference: forward in evaluation mode", shown, re.MULTILINE)
+    assert re.search(r"^training: gradients to zero, forward, cross-entropy, backward", shown, re.MULTILINE)
+    assert "peak: " not in shown
+    first, second = lines_of(path)
+    assert [first["model"], second["model"]] == MODEL_NAMES
+    for line in (first, second):
+        assert (line["size"], line["batch"], line["dtype"], line["threads"], line["rounds"]) == ("64x64", "2", "bf16", "1", "1")
+        assert float(line["parameters M"]) > 0
+        assert float(line["GMACs"]) > 0
+        for phase in ("inference", "training"):
+            rate = float(line[f"{phase} images/s"])
+            assert 0 < rate < math.inf
+            assert float(line[f"{phase} / first"]) == pytest.approx(rate / float(first[f"{phase} images/s"]))
+            assert line[f"{phase} peak MB"] == ""
+
+
+def test_without_training_the_table_has_no_such_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.csv"
+    flags = ["--no-train", "--no-memory", "--device", "cpu", "--csv", str(path)]
+    assert main(["bench", "model", "map_tiny_patch16_224", *flags]) == 0
+    assert "training" not in capsys.readouterr().out
+    (line,) = lines_of(path)
+    assert line["model"] == "map_tiny_patch16_224"
+    assert not [name for name in line if name.startswith("training")]
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_model_is_printed_with_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not say how large a process was")
+    path = tmp_path / "model.csv"
+    assert main(["bench", "model", "mae_deit_tiny_patch16_224", "--device", "cpu", "--csv", str(path)]) == 0
+    assert re.search(r"^peak: growth of a fresh process", capsys.readouterr().out, re.MULTILINE)
+    (line,) = lines_of(path)
+    assert float(line["training peak MB"]) > float(line["inference peak MB"]) > 0
+
+
+def test_too_little_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def too_small(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hybridmap.bench.models.measure", too_small)
+    assert main(["bench", "model", "mae_deit_tiny_patch16_224", "--device", "cpu"]) == 2
+    assert "cpu has too little memory for 2 images; try a smaller --batch" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected ops or step; try hybridmap bench --help"),
-        (["steps"], "bench measures ops or step, got 'steps'; did you mean step"),
+        ([], "expected ops, model or step; try hybridmap bench --help"),
+        (["steps"], "bench measures ops, model or step, got 'steps'; did you mean step"),
         (["step", "map-bse"], "there is no recipe 'map-bse'; did you mean map-base"),
         (["step", "knn"], "knn is an exam, which trains nothing; hybridmap recipes lists what does"),
         (["ops", "--rounds", "0"], "--rounds must be at least 1, got 0"),
@@ -74,6 +130,19 @@ def test_step_measures_the_step_plain_pytorch_and_the_floor(tmp_path: Path, caps
         (["ops", "--threads", "-1"], "--threads must be at least 1, got -1"),
         (["ops", "--length", "0"], "--length must be at least 1, got 0"),
         (["ops", "--dtype", "int8"], "invalid choice 'int8'"),
+        (["model"], "expected the names of models, such as hybridnet_tiny_patch16_224; hybridmap models lists them all"),
+        (
+            ["model", "mambar_tinny_patch16_224"],
+            "'mambar_tinny_patch16_224'; did you mean mambar_tiny_patch16_224",
+        ),
+        (
+            ["model", *MODEL_NAMES, "--img-size", "100"],
+            "hybridnet_tiny_patch16_224: the image size must be a multiple of",
+        ),
+        (["model", *MODEL_NAMES, "--img-size", "0"], "--img-size must be at least 1, got 0"),
+        (["model", *MODEL_NAMES, "--batch", "0"], "--batch must be at least 1, got 0"),
+        (["model", *MODEL_NAMES, "--dtype", "int8"], "invalid choice 'int8'"),
+        (["model", *MODEL_NAMES, "--csv", "no/such/folder/x.csv"], "No such file or directory (no/such/folder/x.csv)"),
         (["ops", "--csv", "no/such/folder/x.csv"], "No such file or directory (no/such/folder/x.csv)"),
         (["step", "--csv", "."], "Is a directory (.)"),
     ],
@@ -91,3 +160,7 @@ def test_each_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--compiled" in capsys.readouterr().out
     assert main(["bench", "step", "--help"]) == 0
     assert "--precision" in capsys.readouterr().out
+    assert main(["bench", "model", "--help"]) == 0
+    assert "--img-size" in capsys.readouterr().out
+    assert main(["bench", "--help"]) == 0
+    assert "bench model NAME..." in capsys.readouterr().out

@@ -134,7 +134,7 @@ def test_models_and_recipes_are_all_listed(capsys: pytest.CaptureFixture[str]) -
     assert main(["models", "*tiny*"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*MODELS, *ALIASES) if "tiny" in name)
-    assert re.search(r"mambar_tiny_patch16_224 +9\.\d M +192 +24 +Mamba-R", shown)
+    assert re.search(r"mambar_tiny_patch16_224 +9\.\d M +1\.\d\d +192 +24 +Mamba-R", shown)
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
     assert all(entry.name in shown for entry in recipes.listing())

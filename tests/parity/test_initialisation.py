@@ -76,10 +76,6 @@ def mae_model(args: dict[str, Any]) -> Weights:
     return parameters(objective.backbone, objective)
 
 
-def mambavision_model(args: dict[str, Any]) -> Weights:
-    return parameters(replace(mambavision_config(args), init="released").build())
-
-
 def arm_pretrain_model(args: dict[str, Any]) -> Weights:
     objective: ClusterAR = pretrain_config(args, init="released").build()
     return parameters(objective.backbone, objective)
@@ -89,14 +85,18 @@ def arm_finetune_model(args: dict[str, Any]) -> Weights:
     return parameters(finetune_config(args, init="released").build())
 
 
+def mambavision_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(mambavision_config(args), init="released").build())
+
+
 MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {
     "map": map_model,
     "reg": mamba_reg_model,
     "mae": mae_model,
-    "mambavision": mambavision_model,
-    "vim": vim_model,
     "arm-pretrain": arm_pretrain_model,
     "arm-finetune": arm_finetune_model,
+    "mambavision": mambavision_model,
+    "vim": vim_model,
 }
 
 

@@ -7,5 +7,6 @@ from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.names import create_backbone, find
 from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
+from hybridmap.backbones.vmamba import VMamba
 
-__all__ = ["ARM", "Backbone", "HybridNet", "MambaVision", "ViT", "Vim", "create_backbone", "find"]
+__all__ = ["ARM", "Backbone", "HybridNet", "MambaVision", "VMamba", "ViT", "Vim", "create_backbone", "find"]

@@ -16,9 +16,9 @@ Finetuning/models_mamba.py @ 996d93e.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,15 +26,15 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from hybridmap.backbones.base import Head
-from hybridmap.backbones.sequence import SequenceBackbone
+from hybridmap.backbones.sequence import SequenceBackbone, init_patch_embed
 from hybridmap.errors import UserError
 from hybridmap.layers.block import MambaMlpBlock, Stack
 from hybridmap.layers.decay import no_decay
-from hybridmap.layers.mamba import MambaMixer
+from hybridmap.layers.mamba import MambaMixer, init_mixers
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import on_grid, sincos_2d
 from hybridmap.tokens.scan import down_columns, order
-from hybridmap.types import Features
+from hybridmap.types import Features, Tap
 
 
 class ARM(SequenceBackbone):
@@ -63,7 +63,7 @@ class ARM(SequenceBackbone):
             return replace(self, num_classes=0, cls_token=False, pool="avg")
 
     config: ARM.Config
-    fresh_parts = ("cls_token", "cls_pos", "norm.")
+    fresh_parts = ("norm.",)
 
     def __init__(self, config: ARM.Config) -> None:
         super().__init__(config)
@@ -108,10 +108,7 @@ class ARM(SequenceBackbone):
 
         With ``init="released"`` the directions beyond the first have no initial step sizes.
         """
-        patch = self.patch_embed.proj
-        nn.init.normal_(patch.weight, std=patch.weight[0].numel() ** -0.5 / 0.87962566103423978)  # timm 0.4.12 lecun_normal_
-        assert patch.bias is not None
-        nn.init.zeros_(patch.bias)
+        init_patch_embed(self.patch_embed.proj)
         for parameter in (self.cls_token, self.cls_pos) if self.config.cls_token else ():
             trunc_normal_(parameter, std=0.02)
         if self.config.positions == "sincos":
@@ -123,11 +120,7 @@ class ARM(SequenceBackbone):
             assert isinstance(block, MambaMlpBlock)
             for linear in (block.mlp.gate, block.mlp.up, block.mlp.down):
                 nn.init.zeros_(linear.bias)
-            mixer = block.mixer
-            assert isinstance(mixer, MambaMixer)
-            mixer.out_proj.weight.div_(len(self.layers) ** 0.5)
-            for direction in mixer.directions[1:] if self.config.init == "released" else ():
-                nn.init.zeros_(direction.dt_proj.bias)
+        init_mixers([m for m in self.modules() if isinstance(m, MambaMixer)], self.config.init == "released")
         self.init_linear(self.head.fc)
 
     def init_linear(self, module: nn.Module) -> None:
@@ -155,12 +148,23 @@ class ARM(SequenceBackbone):
         before, token, behind = sequence.split([middle, 1, sequence.shape[1] - middle - 1], dim=1)
         return token, torch.cat([before, behind], dim=1)
 
-    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
-        """For four directions the walk down the columns, in which the class token stands in the middle, too."""
-        if self.config.directions == 1:
-            return {}
+    def run_layers(
+        self,
+        sequence: Float[Tensor, "B L D"],
+        coords: Float[Tensor, "B V A"],
+        grid: tuple[int, ...],
+        *,
+        causal: bool = False,
+        taps: Collection[int] = (),
+        stop: int | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
+        inputs = {} if self.config.directions == 1 else {"across": self.second_walk(coords, grid)}
+        return self.layers(sequence, causal=causal, taps=taps, stop=stop, **inputs)
+
+    def second_walk(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> Int[Tensor, "#B L"]:
+        """Positions in the sequence down the columns; the class token stands in the middle here, too."""
         walk = down_columns(coords, grid[0])
-        return {"across": around_middle(walk) if self.config.cls_token else walk}
+        return around_middle(walk) if self.config.cls_token else walk
 
     def read_out(self, prefix: Float[Tensor, "B R D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B n D"]:
         if self.config.pool == "cls":

@@ -69,7 +69,7 @@ class Backbone(nn.Module, Configurable):
     default_cfg: dict[str, Any]
     pretrained_cfg: dict[str, Any]
     fresh_parts: tuple[str, ...] = ()
-    """Beginnings of the names of parameters which weights of pretraining may lack: they start fresh in fine-tuning."""
+    """Beginnings of the names of parameters that weights of pretraining may lack, besides class tokens."""
 
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)

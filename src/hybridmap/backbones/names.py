@@ -25,6 +25,7 @@ from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.sequence import timm_cfg
 from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
+from hybridmap.backbones.vmamba import VMamba
 from hybridmap.config import override
 from hybridmap.errors import UserError
 
@@ -50,14 +51,6 @@ def _mae(depth: int, dim: int, heads: int, patch: int = 16) -> ViT.Config:
     return ViT.Config(depth=depth, embed_dim=dim, num_heads=heads, patch_size=patch, pool="avg", norm_position="pooled")
 
 
-def _mambavision(
-    depths: tuple[int, ...], dim: int, stem: int, *, heads: int = 8, drop_path: float = 0.3, scale: float | None = 1e-5
-) -> MambaVision.Config:
-    return MambaVision.Config(
-        depths=depths, embed_dim=dim, stem_dim=stem, num_heads=(heads, 2 * heads), drop_path=drop_path, layer_scale=scale
-    )
-
-
 def _arm(depth: int, dim: int) -> ARM.Config:
     return ARM.Config(depth=depth, embed_dim=dim)
 
@@ -65,6 +58,14 @@ def _arm(depth: int, dim: int) -> ARM.Config:
 def _arm_pretrain(depth: int, dim: int) -> ARM.Config:
     one_way = ARM.Config(depth=depth, embed_dim=dim, img_size=192, directions=1, scan="cluster(4)", positions="sincos")
     return one_way.encoder()
+
+
+def _mambavision(
+    depths: tuple[int, ...], dim: int, stem: int, *, heads: int = 8, drop_path: float = 0.3, scale: float | None = 1e-5
+) -> MambaVision.Config:
+    return MambaVision.Config(
+        depths=depths, embed_dim=dim, stem_dim=stem, num_heads=(heads, 2 * heads), drop_path=drop_path, layer_scale=scale
+    )
 
 
 MODELS: dict[str, Backbone.Config] = {
@@ -98,13 +99,6 @@ MODELS: dict[str, Backbone.Config] = {
     "mae_deit_tiny_patch16_224": ViT.Config(embed_dim=192, num_heads=3),
     "mae_deit_small_patch16_224": ViT.Config(embed_dim=384, num_heads=6),
     "mae_deit_base_patch16_224": ViT.Config(embed_dim=768, num_heads=12),
-    # NVlabs/MambaVision:mambavision/models/mamba_vision.py; the paper's rows "T" and "L" are tiny2 and large2
-    "mambavision_tiny_224": _mambavision((1, 3, 8, 4), 80, 32, drop_path=0.2, scale=None),
-    "mambavision_tiny2_224": _mambavision((1, 3, 11, 4), 80, 32, drop_path=0.2, scale=None),
-    "mambavision_small_224": _mambavision((3, 3, 7, 5), 96, 64, drop_path=0.2, scale=None),
-    "mambavision_base_224": _mambavision((3, 3, 10, 5), 128, 64),
-    "mambavision_large_224": _mambavision((3, 3, 10, 5), 196, 64, heads=16),
-    "mambavision_large2_224": _mambavision((3, 3, 12, 5), 196, 64, heads=16),
     # OliverRensu/ARM:Finetuning/models_mamba.py, models_pretrain.py @ 996d93e (the latter without decoder)
     "arm_base_patch16_224": _arm(12, 768),
     "arm_large_patch16_224": _arm(24, 1024),
@@ -112,26 +106,41 @@ MODELS: dict[str, Backbone.Config] = {
     "arm_base_pretrain_patch16_192": _arm_pretrain(12, 768),
     "arm_large_pretrain_patch16_192": _arm_pretrain(24, 1024),
     "arm_huge_pretrain_patch16_192": _arm_pretrain(24, 1536),
+    # NVlabs/MambaVision:mambavision/models/mamba_vision.py; the paper's rows "T" and "L" are tiny2 and large2
+    "mambavision_tiny_224": _mambavision((1, 3, 8, 4), 80, 32, drop_path=0.2, scale=None),
+    "mambavision_tiny2_224": _mambavision((1, 3, 11, 4), 80, 32, drop_path=0.2, scale=None),
+    "mambavision_small_224": _mambavision((3, 3, 7, 5), 96, 64, drop_path=0.2, scale=None),
+    "mambavision_base_224": _mambavision((3, 3, 10, 5), 128, 64),
+    "mambavision_large_224": _mambavision((3, 3, 10, 5), 196, 64, heads=16),
+    "mambavision_large2_224": _mambavision((3, 3, 12, 5), 196, 64, heads=16),
+    # MzeroMiko/VMamba:classification/configs/vssm @ 2ed52ea; the paper's row is the tiny one with 5 blocks in stage 2
+    "vmamba_tiny_224": VMamba.Config(depths=(2, 2, 5, 2), drop_path=0.2),
+    "vmamba_tiny_s1l8_224": VMamba.Config(depths=(2, 2, 8, 2), expand=1.0, drop_path=0.2),
+    "vmamba_small_224": VMamba.Config(depths=(2, 2, 15, 2), drop_path=0.3),
+    "vmamba_base_224": VMamba.Config(depths=(2, 2, 15, 2), embed_dim=128, drop_path=0.6),
 }
 
-ALIASES: dict[str, str] = (
-    {name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name}
-    | {
-        f"vim_{official}": f"vim_{ours}"
-        for ours, official in {
-            "tiny_patch16_224": "tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-            "small_patch16_224": "small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-            "base_patch16_224": "base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2",
-            "tiny_plus_patch16_224": "tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-            "small_plus_patch16_224": "small_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
-        }.items()
-    }
-    | {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "large", "huge")}
-)
+ALIASES: dict[str, str] = {
+    name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name
+} | {
+    f"vim_{official}": f"vim_{ours}"
+    for ours, official in {
+        "tiny_patch16_224": "tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        "small_patch16_224": "small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        "base_patch16_224": "base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2",
+        "tiny_plus_patch16_224": "tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        "small_plus_patch16_224": "small_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+    }.items()
+}
 """The official names of the released code. ARM's are those of its classifiers; its pretraining networks have the same ones."""
+ALIASES |= {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "large", "huge")}
 ALIASES |= {
     f"mamba_vision_{size}": f"mambavision_{name}_224"
     for size, name in {"T": "tiny", "T2": "tiny2", "S": "small", "B": "base", "L": "large", "L2": "large2"}.items()
+}
+ALIASES |= {
+    f"vmamba_{size}": f"vmamba_{name}_224"
+    for size, name in {"tiny_s2l5": "tiny", "tiny_s1l8": "tiny_s1l8", "small_s2l15": "small", "base_s2l15": "base"}.items()
 }
 
 CROPS = {"mambar_": 1.0, "mambavision_": 1.0, "mambavision_tiny2_": 0.98, "mambavision_small_": 0.93}

@@ -23,7 +23,7 @@ from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample
 from hybridmap.tokens.images import partition
 from hybridmap.tokens.select import put
-from hybridmap.types import Features, Patches
+from hybridmap.types import Features, Patches, Tap
 
 
 class SequenceBackbone(Backbone):
@@ -107,6 +107,19 @@ class SequenceBackbone(Backbone):
     def insert_prefix(self, tokens: Float[Tensor, "B V D"], prefix: bool) -> tuple[Float[Tensor, "B L D"], bool]:
         """The sequence that the layers see, and whether it holds prefix tokens."""
 
+    def run_layers(
+        self,
+        sequence: Float[Tensor, "B L D"],
+        coords: Float[Tensor, "B V A"],
+        grid: tuple[int, ...],
+        *,
+        causal: bool = False,
+        taps: Collection[int] = (),
+        stop: int | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
+        """The layers, as :meth:`Stack.forward` runs them; ``coords`` and ``grid`` are for families whose layers need places."""
+        return self.layers(sequence, causal=causal, taps=taps, stop=stop)
+
     @abstractmethod
     def split_prefix(self, sequence: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
         """(prefix tokens, patches) of a sequence with prefix tokens."""
@@ -114,10 +127,6 @@ class SequenceBackbone(Backbone):
     @abstractmethod
     def read_out(self, prefix: Float[Tensor, "B R D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B n D"]:
         """The tokens that the head is given."""
-
-    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
-        """What every layer is given besides the sequence: nothing, unless a family's layers look at places."""
-        return {}
 
     def encode(
         self,
@@ -130,8 +139,7 @@ class SequenceBackbone(Backbone):
         grid: tuple[int, ...] | None = None,
     ) -> Features:
         sequence, has_prefix = self.insert_prefix(tokens, prefix)
-        inputs = self.layer_inputs(coords, grid or self.grid)
-        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps, **inputs)
+        branch, stream, tapped = self.run_layers(sequence, coords, grid or self.grid, causal=causal, taps=taps)
         out = self.layers.finish(branch, stream, self.norm if self.norm_tokens else None)
         registers, encoded = self.split_prefix(out) if has_prefix else (out[:, :0], out)
         return Features(patches=encoded, prefix=registers, taps=tapped)
@@ -174,8 +182,9 @@ class SequenceBackbone(Backbone):
         patches = self.partition(x)
         sequence, _ = self.insert_prefix(self.embed(patches), True)
         stop = last + 1 if stop_early else None
-        inputs = self.layer_inputs(patches.coords, patches.grid or self.grid)
-        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop, **inputs)
+        branch, stream, taps = self.run_layers(
+            sequence, patches.coords, patches.grid or self.grid, taps=take_indices, stop=stop
+        )
 
         def tokens(branch: Tensor, stream: Tensor | None, norm: AddNorm | None) -> tuple[Tensor, Tensor]:
             """(prefix, patches row by row) of the sum."""

@@ -164,7 +164,6 @@ class Vim(SequenceBackbone):
             return replace(self, num_classes=0, class_token="none", pool="mean", stride=None)
 
     config: Vim.Config
-    fresh_parts = ("cls_",)
 
     def __init__(self, config: Vim.Config) -> None:
         super().__init__(config)
@@ -227,9 +226,17 @@ class Vim(SequenceBackbone):
         own = torch.cat([sequence[:, first : first + 1], sequence[:, count + 1 :]], dim=1)
         return own, torch.cat([sequence[:, :first], sequence[:, first + 1 : count + 1]], dim=1)
 
-    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
-        """What turns the sequence before every layer."""
-        return {"turn": self._turn(coords, grid)}
+    def run_layers(
+        self,
+        sequence: Float[Tensor, "B L D"],
+        coords: Float[Tensor, "B V A"],
+        grid: tuple[int, ...],
+        *,
+        causal: bool = False,
+        taps: Collection[int] = (),
+        stop: int | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
+        return self.layers(sequence, causal=causal, taps=taps, stop=stop, turn=self._turn(coords, grid))
 
     def _turn(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> Callable[[Tensor], Tensor] | None:
         """The rotation of a sequence with patches at these places: by their own angles; of class tokens by none."""

@@ -10,6 +10,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from hybridmap.bench.models import Measured as Model
+from hybridmap.bench.models import Phase
 from hybridmap.bench.operators import Direction, Row
 from hybridmap.bench.step import Measured
 
@@ -27,7 +29,7 @@ class Sheet:
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for title, form in self.columns.items():
-            table.add_column(title, justify="left" if form == "{}" else "right", no_wrap=title == "what")
+            table.add_column(title, justify="left" if form == "{}" else "right", no_wrap=title in ("what", "model"))
         for line in self.lines:
             shown = zip(self.columns.values(), line, strict=True)
             table.add_row(*("" if value is None else escape(form.format(value)) for form, value in shown))
@@ -68,4 +70,20 @@ def step_sheet(measured: Measured) -> Sheet:
         sheet.add(name, took, took / step, measured.images / took, *cells, None)
     for kind, share in measured.shares.items():
         sheet.add(f"operators: {kind}", *[None] * 5, share)
+    return sheet
+
+
+def models_sheet(measured: Mapping[str, Model], phases: Sequence[Phase]) -> Sheet:
+    """A line per model: size, then images per second, the same over the first model's, and peak memory of each phase."""
+    columns = {"model": "{}", "parameters M": "{:.1f}", "GMACs": "{:.2f}", "size": "{}"}
+    for phase in phases:
+        columns |= {f"{phase} images/s": "{:.4g}", f"{phase} / first": "{:.2f} x", f"{phase} peak MB": "{:.0f}"}
+    sheet = Sheet(columns)
+    first = next(iter(measured.values()))
+    for name, model in measured.items():
+        cells: list[float | None] = []
+        for phase in phases:
+            rate, peak = model.images_per_s[phase], model.memory.get(phase)
+            cells += [rate, rate / first.images_per_s[phase], None if peak is None else peak / 1e6]
+        sheet.add(name, model.parameters / 1e6, model.gmacs, "x".join(map(str, model.size)), *cells)
     return sheet

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +22,7 @@ from hybridmap.bench.clock import elapsed, in_fresh_process, in_turns, mark, pea
 from hybridmap.bench.products import Product, operations, products_of, replay
 from hybridmap.ops.backend import Backend
 from hybridmap.train.loop import DTYPES, build_learner, reproducible
+from hybridmap.train.optim import Optimizer
 from hybridmap.train.recipe import Recipe
 from hybridmap.types import Batch
 
@@ -41,17 +43,21 @@ STEP, PLAIN, FLOOR = "step", "step by plain PyTorch kernels", "floor: its matrix
 class Step:
     """One training step, ready to be called again and again."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, learner: nn.Module, batch: Batch, optim: Optimizer, *, precision: str, device: torch.device) -> None:
+        self.learner, self.batch, self.precision, self.device = learner, batch, precision, device
+        self.optimizer = optim.optimizer(learner.named_parameters(), optim.rules(learner))
+        self.scaler = GradScaler(device.type, enabled=precision == "fp16")
+
+    @classmethod
+    def of(cls, recipe: Recipe, device: torch.device) -> Step:
+        """The step of a recipe's learner, on noise of its images' size."""
         data, size = recipe.data, recipe.train.batch_size
-        self.device, self.precision = device, recipe.train.precision
-        self.learner = build_learner(recipe, fresh=False).to(device)
-        optim = recipe.optim.build()
-        self.optimizer = optim.optimizer(self.learner.named_parameters(), optim.rules(self.learner))
-        self.scaler = GradScaler(device.type, enabled=self.precision == "fp16")
+        learner = build_learner(recipe, fresh=False).to(device)
         classes = getattr(recipe.learner, "num_classes", None)
         key = torch.arange(size, device=device)
         images = torch.randn(size, len(data.mean), *data.image_size, device=device)  # type: ignore[attr-defined]
-        self.batch = Batch(inputs=images, key=key, labels=None if classes is None else key % classes)
+        batch = Batch(inputs=images, key=key, labels=None if classes is None else key % classes)
+        return cls(learner, batch, recipe.optim.build(), precision=recipe.train.precision, device=device)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
@@ -135,7 +141,7 @@ def measure(recipe: Recipe, device: torch.device, *, rounds: int, plain: bool = 
         threads = torch.get_num_threads()
         peaks = {label: in_fresh_process(peak_growth_of, recipe, by, threads) for label, by in backends.items()}
     with reproducible(device, strict=False):
-        step = Step(recipe, device)
+        step = Step.of(recipe, device)
         with torch.compiler.set_stance("force_eager"):
             step()
             with Ledger(device) as ledger:
@@ -167,7 +173,7 @@ def peak_growth_of(recipe: Recipe, backend: Backend | None, threads: int) -> flo
     device = torch.device("cpu")
 
     def build_and_step() -> None:
-        step = Step(recipe, device)
+        step = Step.of(recipe, device)
         for _ in range(2):
             step()
 

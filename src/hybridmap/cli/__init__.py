@@ -17,7 +17,7 @@ from hybridmap.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("[images] [--seed N] [--out DIR]", "the first minutes: pretrain on bundled photographs, look, compare"),
     "doctor": ("[--device D]", "the environment, which kernels run and why, and each kernel checked"),
-    "models": ("[GLOB]", "names, parameters and sources of the backbones"),
+    "models": ("[GLOB]", "names, parameters, GFLOPs and sources of the backbones"),
     "recipes": ("[GLOB]", "names, cost and expected result of the recipes"),
     "pretrain": ("RECIPE [--data.root DIR] [--out DIR]", "pretrain a backbone on any folder of images"),
     "finetune": ("RECIPE --init RUN|FILE", "train a classifier from pretrained weights, or from nothing"),
@@ -26,9 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("RUN --data.root DIR", "accuracy of a fine-tuned classifier"),
     "embed": ("RUN|FILE|MODEL DIR -o FILE", "features of a folder of images, with their paths, in one file"),
     "reconstruct": ("RUN IMAGE... -o FILE", "original, visible patches, prediction, prediction pasted"),
+    "explain": ("RUN|FILE|MODEL IMAGE -o FILE", "what each layer looks at in an image, and the scan order"),
     "report": ("RUN", "report.html and pictures of a run, finished or not"),
     "convert": ("OFFICIAL_FILE -o FILE [--img-size N]", "weights of the official implementations in our names"),
-    "bench": ("ops|step [RECIPE] [--csv FILE]", "speed of the operators or of a training step, as ratios in one run"),
+    "bench": ("ops|model NAME...|step [RECIPE]", "speed of operators, backbones or a training step, as ratios in one run"),
 }
 """Command -> (its arguments, what it is for), in the order of the help."""
 

@@ -1,4 +1,4 @@
-"""``hybridmap bench ops|step``: how fast the operators and a whole training step run here, as ratios of one run."""
+"""``hybridmap bench ops|model|step``: how fast operators, backbones and a training step run here, as ratios of one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hybridmap.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Common):
-    """What both have in common."""
+    """What all have in common."""
 
     batch: int = 8
     """Images."""
@@ -34,7 +34,7 @@ class Bench(Common):
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise UserError(f"--{field.name} must be at least 1, got {value}")
+                raise UserError(f"--{field.name.replace('_', '-')} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +63,34 @@ class StepOptions(Bench):
     """Take the peak of memory too, in a fresh process each on a CPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Bench):
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Models side by side, the first of which the others are compared with; hybridmap models lists them."""
+    img_size: int | None = None
+    """Height and width of the images in pixels; default: each model's own."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 are autocast regions over float32 weights, in inference too."""
+    train: bool = True
+    """Measure a training step as well."""
+    memory: bool = True
+    """Take the peak of memory too, in a fresh process each on a CPU."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Measure one of the two."""
-    found: dict[str, Callable[[Sequence[str]], int]] = {"ops": bench_ops, "step": bench_step}
-    what = first_word(arguments, "bench", "ops or step")
+    """Measure one of the three."""
+    found: dict[str, Callable[[Sequence[str]], int]] = {"ops": bench_ops, "model": bench_model, "step": bench_step}
+    what = first_word(arguments, "bench", "ops, model or step")
     if what in ("-h", "--help"):
         print(
             "usage: hybridmap bench ops [flags]            each operator beside others that compute the same, and its floors\n"
+            "       hybridmap bench model NAME... [flags]  backbones side by side: images/s and peak memory\n"
             "       hybridmap bench step [RECIPE] [flags]  a training step beside plain PyTorch and its products alone\n\n"
-            "hybridmap bench ops --help and hybridmap bench step --help list the flags."
+            "hybridmap bench ops --help and so on list the flags."
         )
         return 0
     if what not in found:
-        raise UserError(f"bench measures ops or step, got {what!r}; {closest(what, found, 'hybridmap bench --help')}")
+        raise UserError(f"bench measures ops, model or step, got {what!r}; {closest(what, found, 'hybridmap bench --help')}")
     return found[what](arguments[1:])
 
 
@@ -95,6 +110,47 @@ def bench_ops(arguments: Sequence[str]) -> int:
         rows += race(problem, contestants(problem, device), directions, options.rounds)
     facts = {"shape": "x".join(map(str, shape)), "dtype": options.dtype} | _machine(options, device)
     _show(operators_sheet(rows, directions), facts, options)
+    return 0
+
+
+def bench_model(arguments: Sequence[str]) -> int:
+    """Backbones side by side: inference and a training step."""
+    from hybridmap.backbones.names import find
+    from hybridmap.bench.models import PEAKS, TIMED, Protocol, measure
+    from hybridmap.bench.sheet import models_sheet
+    from hybridmap.recipes.smoke import small_backbone
+
+    options = parse(ModelOptions, arguments, "bench model", "Backbones side by side: images per second and peak memory.")
+    if not options.names:
+        raise UserError("expected the names of models, such as hybridnet_tiny_patch16_224; hybridmap models lists them all")
+    configs = {name: find(name) for name in options.names}
+    if smoke():
+        configs = {name: small_backbone(config) for name, config in configs.items()}
+        options = replace(options, batch=2, rounds=1)
+    if options.img_size is not None:
+        configs = {name: replace(config, img_size=options.img_size) for name, config in configs.items()}
+    protocol = Protocol(
+        batch=options.batch,
+        dtype=options.dtype,
+        rounds=options.rounds,
+        phases=("inference", "training") if options.train else ("inference",),
+        memory=options.memory,
+    )
+    device = _prepare(options)
+    try:
+        measured = measure(configs, device, protocol)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{device} has too little memory for {options.batch} images; try a smaller --batch, fewer models or --no-train"
+        ) from None
+    facts = {"batch": options.batch, "dtype": options.dtype} | _machine(options, device)
+    _show(models_sheet(measured, protocol.phases), facts, options)
+    out = console()
+    for phase in protocol.phases:
+        out.print(f"{phase}: {TIMED[phase]}")
+    if options.memory:
+        out.print(f"peak: {PEAKS.get(device.type, 'this device does not say')}")
+    out.print("images/s: of the median of the rounds, in each of which every model has a turn; / first: over the first model's")
     return 0
 
 

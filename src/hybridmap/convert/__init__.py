@@ -25,6 +25,7 @@ from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
 from hybridmap.convert.vim import VimClassifier
+from hybridmap.convert.vmamba import VMambaV2
 from hybridmap.errors import UserError
 
 ORIGINS: tuple[Origin, ...] = (
@@ -34,9 +35,10 @@ ORIGINS: tuple[Origin, ...] = (
     MaeViT(),
     MocoV3(),
     MambaVisionOrigin(),
-    VimClassifier(),
     ArmPretrain(),
     ArmFinetune(),
+    VimClassifier(),
+    VMambaV2(),
 )
 """Every kind of official file that can be read. At most one recognises a file."""
 

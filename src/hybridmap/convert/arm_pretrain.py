@@ -6,11 +6,7 @@ Source: OliverRensu/ARM:models_pretrain.py @ 996d93e (names and shapes).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.convert.arm_finetune import arm_config, layer_rules
@@ -19,21 +15,6 @@ from hybridmap.convert.origin import AFFINE, Origin, Rule, Shapes, indices, rena
 
 CLUSTER = 4
 """Patches to a side of a cluster; the released code knows no other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterMask(Rule):
-    """The additive mask of the official decoder, a buffer: 0 where the query's cluster comes after the key's, else -inf."""
-
-    tokens: int
-    """Rows of the mask: all patches but one cluster's."""
-
-    def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        return {}
-
-    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        cluster = torch.arange(self.tokens) // CLUSTER**2
-        return torch.zeros(self.tokens, self.tokens).masked_fill(cluster[:, None] < cluster, -torch.inf)
 
 
 class ArmPretrain(Origin):
@@ -90,5 +71,4 @@ def decoder_rules(shapes: Shapes) -> Iterator[Rule]:
     yield from rename("ar_norm", "decoder.norm", AFFINE)
     yield from rename("ar_pred", "decoder.pred", AFFINE)
     if "mask" in shapes:
-        why = "it follows from the clusters, and is made anew"
-        yield ClusterMask(official="mask", tokens=shapes["mask"][0], left_out=why, derived=True)
+        yield Rule(official="mask", left_out="it follows from the clusters, and is made anew")

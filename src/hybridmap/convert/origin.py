@@ -33,26 +33,26 @@ class Rule:
     """Lengths of the parts along ``dim``, where there are several."""
     dim: int = 0
     """The axis of the official tensor along which the parts lie."""
+    trailing: int = 0
+    """How many axes of length one the official tensor has at its end and ours has not: 2 for a 1x1 convolution as a matrix."""
     untrained: bool = False
     """The released pretraining constructs and saves this tensor but never uses it."""
     left_out: str = ""
     """Why a tensor has no place in our network; empty where it has one."""
-    derived: bool = False
-    """The tensor is left out because it follows from the shapes, so that ``join`` makes it anew."""
     optional: str = ""
     """Why the tensor may be missing from a file; empty where it must be there."""
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Ours from the official tensor."""
         if not self.sizes:
-            return {self.ours[0]: tensor}
+            return {self.ours[0]: tensor.flatten(-1 - self.trailing) if self.trailing else tensor}
         parts = tensor.split(self.sizes, self.dim)
         return {name: part.clone() for name, part in zip(self.ours, parts, strict=True)}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The official tensor from ours."""
         parts = [tensors[name] for name in self.ours]
-        return torch.cat(parts, self.dim) if self.sizes else parts[0]
+        return torch.cat(parts, self.dim) if self.sizes else parts[0][(..., *(None,) * self.trailing)]
 
 
 def rename(official: str, ours: str, leaves: Iterable[str] = ("",), **kwargs: bool | str) -> Iterator[Rule]:
@@ -172,8 +172,8 @@ class Origin(ABC):
             shapes: of the official file, from which the rules follow.
         """
         rules = self.rules(shapes)
-        known = [rule for rule in rules if rule.derived or (rule.ours and tensors.keys() >= set(rule.ours))]
-        return {rule.official: rule.join(tensors) for rule in known}
+        ours = [rule for rule in rules if rule.ours and all(name in tensors for name in rule.ours)]
+        return {rule.official: rule.join(tensors) for rule in ours}
 
 
 def indices(shapes: Shapes, prefix: str) -> int:

@@ -8,9 +8,11 @@ from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample, sincos_2d
 from hybridmap.layers.registers import Registers
 from hybridmap.layers.rotary import Rotary
+from hybridmap.layers.ss2d import SS2D
 from hybridmap.layers.swiglu import SwiGLU
 
 __all__ = [
+    "SS2D",
     "AddNorm",
     "Attention",
     "CrossAttention",

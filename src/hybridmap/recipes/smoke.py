@@ -55,7 +55,7 @@ def scale_down(recipe: Recipe) -> Recipe:
     What is under study stays (objective, masks, optimiser, schedule, exams); only sizes, data and duration change.
     """
     learner: Any = recipe.learner
-    changes: dict[str, Any] = {"backbone": _small_backbone(learner.backbone)}
+    changes: dict[str, Any] = {"backbone": small_backbone(learner.backbone)}
     if isinstance(learner, Classification.Config):
         changes["num_classes"] = CLASSES
     if isinstance(learner, MAP.Config):
@@ -92,7 +92,7 @@ def _small_data(data: Any) -> Config:
     return Synthetic.Config(size=SIZE, length=16, num_classes=CLASSES, mean=data.mean, std=data.std)
 
 
-def _small_backbone(backbone: Backbone.Config) -> Backbone.Config:
+def small_backbone(backbone: Backbone.Config) -> Backbone.Config:
     small: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "num_heads": 2}
     if isinstance(backbone, ViT.Config):
         return replace(backbone, **small, depth=4)
