@@ -23,6 +23,12 @@ COUNTS = {
     "mambar_small_patch16_224": 27_801_064,
     "mambar_base_patch16_224": 99_301_096,
     "mambar_large_patch16_224": 341_222_376,
+    "vim_tiny_patch16_224": 7_148_008,
+    "vim_small_patch16_224": 25_796_584,
+    "vim_base_patch16_224": 97_598_440,
+    "vim_tiny_plus_patch16_224": 7_148_008 + (27**2 - 14**2) * 192,
+    "vim_small_plus_patch16_224": 25_796_584 + (27**2 - 14**2) * 384,
+    "vim_base_plus_patch16_224": 97_598_440 + (27**2 - 14**2) * 768,
     "mae_vit_small_patch16_224": 22_050_664,
     "mae_vit_base_patch16_224": 86_567_656,
     "mae_vit_large_patch16_224": 304_326_632,
@@ -30,6 +36,19 @@ COUNTS = {
     "mae_deit_tiny_patch16_224": 5_717_416,
     "mae_deit_small_patch16_224": 22_050_664,
     "mae_deit_base_patch16_224": 86_567_656,
+    "mambavision_tiny_224": 31_794_248,
+    "mambavision_tiny2_224": 35_104_008,
+    "mambavision_small_224": 50_140_584,
+    "mambavision_base_224": 97_685_288,
+    "mambavision_large_224": 227_961_048,
+    "mambavision_large2_224": 241_554_824,
+    "arm_base_patch16_224": 85_031_656,
+    "arm_large_patch16_224": 297_035_720,
+    "arm_huge_patch16_224": 662_682_088,
+    # those of the official pretraining models without what stands in their decoder (tests/objectives/test_cluster_ar.py)
+    "arm_base_pretrain_patch16_192": 80_046_336,
+    "arm_large_pretrain_patch16_192": 282_463_200,
+    "arm_huge_pretrain_patch16_192": 633_745_920,
 }
 
 
@@ -132,7 +151,8 @@ def test_every_name_is_registered_and_listed(name):
     assert is_model(name)
     assert model_entrypoint(name).__module__ == "hybridmap.backbones.names"
     assert name in timm.list_models(name)
-    assert timm.get_pretrained_cfg(name).input_size == (3, 224, 224)
+    side = int(MODELS[ALIASES.get(name, name)].img_size)
+    assert timm.get_pretrained_cfg(name).input_size == (3, side, side)
 
 
 @pytest.mark.slow
@@ -146,7 +166,8 @@ import hybridmap.backbones
 after = _registry._model_entrypoints
 assert all(after[name] is entry for name, entry in before.items())
 added = set(after) - set(before)
-assert added and all(name.startswith(("hybridnet_", "mambar_", "map_", "mae_")) for name in added), added
+ours = ("hybridnet_", "mambar_", "vim_", "arm_", "map_", "mae_", "mambavision_", "mamba_vision_")
+assert added and all(name.startswith(ours) for name in added), added
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=unchecked_environment)
 

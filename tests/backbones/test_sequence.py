@@ -14,8 +14,12 @@ import hybridmap  # noqa: F401 (registers the names)
 SMALL = {
     "hybridnet_tiny_patch16_224": {"layout": "MMMTMT", "embed_dim": 24, "num_heads": 2, "num_registers": 2, "cls_reduce": 2},
     "mambar_tiny_patch16_224": {"layout": "MMMM", "embed_dim": 24, "num_registers": 2, "scan": "column"},
+    "vim_tiny_patch16_224": {"depth": 4, "embed_dim": 24, "rope": True},
+    "vim_small_patch16_224": {"depth": 4, "embed_dim": 24, "class_token": "double", "scan": "column", "mixer": "v1"},
+    "vim_base_patch16_224": {"depth": 4, "embed_dim": 24, "class_token": "first", "mixer": "uni", "bidirectional_pairs": True},
     "mae_vit_base_patch16_224": {"depth": 4, "embed_dim": 24, "num_heads": 2},
     "mae_deit_tiny_patch16_224": {"depth": 4, "embed_dim": 24, "num_heads": 2},
+    "arm_base_patch16_224": {"depth": 4, "embed_dim": 24},
 }
 NAMES = list(SMALL)
 X = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))

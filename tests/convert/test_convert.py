@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hybridmap.backbones import HybridNet, ViT
+from hybridmap.backbones import ARM, HybridNet, MambaVision, Vim, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
+from hybridmap.convert.resize import resized
+from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
@@ -27,18 +31,29 @@ FILES = [
     ("mae-pretrain-b", "mae-pretrain"),
     ("mae-vit-cls-nonsquare", "mae-vit"),
     ("mae-vit-globalpool", "mae-vit"),
+    ("mambavision-a", "mambavision"),
+    ("mambavision-b-nonsquare-padded", "mambavision"),
+    ("vim-v2-midcls", "vim"),
+    ("vim-v2-nodiv-meanpool", "vim"),
+    ("vim-v1-doublecls", "vim"),
+    ("vim-none-headcls-layernorm", "vim"),
+    ("arm-pretrain-a", "arm-pretrain"),
+    ("arm-finetune-a", "arm-finetune"),
+    ("arm-finetune-b", "arm-finetune"),
 ]
-FOREIGN = ("vim-v2-midcls", "arm-pretrain-a", "arm-finetune-a", "mambavision-a", "mamba3d-cls-a", "point-mae-pretrain-a")
+FOREIGN = ("mamba3d-cls-a", "point-mae-pretrain-a")
 
 
 def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A recorded official state dict, and what ``convert`` must be told of it."""
     tensors = load_file(FIXTURES / f"{name}.safetensors")
     args = json.loads((FIXTURES / f"{name}.json").read_text())["config"]["args"]
-    size, patch = args["img_size"], args["patch_size"]
+    size, patch = args.get("img_size"), args.get("patch_size")
     grid = (size[0] // patch, size[1] // patch) if isinstance(size, list) else None
-    state = {key.removeprefix("state."): value.float() for key, value in tensors.items() if key.startswith("state.")}
-    return state, {"num_heads": args.get("num_heads"), "grid": grid}
+    heads = args.get("num_heads")
+    state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return state, {"num_heads": heads[2] if isinstance(heads, list) else heads, "grid": grid}
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES)
@@ -47,7 +62,7 @@ def test_converting_and_restoring_gives_back_every_tensor(name: str, kind: str) 
     origin = origin_of(state)
     assert origin.family == kind
     loaded = origin.convert(state, keep_untrained=True, **told)
-    assert not loaded.report.dropped
+    assert set(loaded.report.dropped) <= {"mask"}  # a buffer of ARM's, which follows from the clusters
     restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in state.items()})
     assert restored.keys() == state.keys()
     assert all(torch.equal(restored[key], state[key]) for key in state)
@@ -99,6 +114,81 @@ def test_shapes_tell_all_of_a_vit_but_its_heads() -> None:
     assert isinstance(config, ViT.Config)
     assert (config.depth, config.embed_dim, config.num_heads, config.mlp_ratio) == (3, 48, 4, 4.0)
     assert (config.pool, config.norm_position, config.num_classes) == ("avg", "pooled", 10)
+
+
+def test_shapes_tell_all_of_a_mambavision_but_its_heads_and_windows() -> None:
+    config = convert(official("mambavision-b-nonsquare-padded")[0], num_heads=4).config
+    assert isinstance(config, MambaVision.Config)
+    assert (config.depths, config.embed_dim, config.stem_dim, config.mlp_ratio) == ((1, 2, 4, 3), 12, 8, 2.0)
+    assert (config.num_heads, config.qk_norm, config.num_classes, config.in_chans) == ((4, 8), False, 6, 3)
+    assert config.layer_scale is not None
+    assert config.conv_layer_scale is not None
+    other = convert(official("mambavision-a")[0], num_heads=4).config
+    assert isinstance(other, MambaVision.Config)
+    assert other.layer_scale is None
+    assert other.conv_layer_scale is None
+    with pytest.raises(UserError, match="how many heads a MambaVision of width 12 has; give num_heads"):
+        convert(official("mambavision-b-nonsquare-padded")[0])
+
+
+def test_a_mambavision_file_with_a_prefix_and_without_counters_is_complete() -> None:
+    state, told = official("mambavision-a")
+    bare = {f"model.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    origin = origin_of(bare)
+    assert origin.family == "mambavision"
+    loaded, whole = convert(bare, **told), convert(state, **told)
+    assert loaded.weights.keys() == whole.weights.keys()
+    assert {name.rpartition(".")[2] for name in loaded.report.fresh} == {"num_batches_tracked"}
+    assert loaded.config is not None
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+    restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in bare.items()})
+    assert all(torch.equal(restored[key], bare[key]) for key in bare)
+
+
+def test_norms_of_queries_and_keys_are_taken_over() -> None:
+    state, told = official("mambavision-a")
+    attention = [key.removesuffix(".qkv.weight") for key in state if key.endswith(".qkv.weight")]
+    width = {2: 64 // 4, 3: 128 // 8}
+    for name in attention:
+        for norm in ("q_norm", "k_norm"):
+            for leaf in ("weight", "bias"):
+                state[f"{name}.{norm}.{leaf}"] = torch.randn(width[int(name.split(".")[1])])
+    loaded = convert(state, **told)
+    assert isinstance(loaded.config, MambaVision.Config)
+    assert loaded.config.qk_norm
+    net = loaded.config.build()
+    net.load_state_dict(loaded.backbone, strict=True)
+    assert torch.equal(net.stages[3].blocks[1].mixer.k_norm.bias, state["levels.3.blocks.1.mixer.k_norm.bias"])
+
+
+def test_shapes_tell_all_of_an_arm_but_its_read_out() -> None:
+    config = convert(official("arm-finetune-b")[0]).config
+    assert config == ARM.Config(img_size=(96, 96), embed_dim=32, depth=6, num_classes=6)
+    loaded = convert(official("arm-pretrain-a")[0])
+    one_way = ARM.Config(img_size=(192, 192), embed_dim=40, directions=1, scan="cluster(4)", positions="sincos")
+    assert loaded.config == one_way.encoder()
+    assert loaded.decoder == {"width": 64, "depth": 4, "mlp_ratio": 4, "num_heads": 1}
+    assert loaded.report.dropped == {"mask": "it follows from the clusters, and is made anew"}
+
+
+def test_the_class_row_is_taken_out_of_the_middle_of_the_positions() -> None:
+    state, _ = official("arm-finetune-a")
+    weights = convert(state).weights
+    table = state["pos_embed"]
+    assert torch.equal(weights["cls_pos"], table[:, 8:9])
+    assert torch.equal(weights["pos_embed"], torch.cat([table[:, :8], table[:, 9:]], dim=1))
+
+
+def test_the_encoder_of_arm_without_decoder_is_accepted() -> None:
+    state, _ = official("arm-pretrain-a")
+    encoder = {key: value for key, value in state.items() if key.startswith(("patch_embed.", "pos_embed", "layers."))}
+    loaded = convert(encoder)
+    assert loaded.family == "arm-pretrain"
+    assert set(loaded.report.fresh) == {"norm.weight", "norm.bias"}
+    assert loaded.decoder == {}
+    assert loaded.config is not None
+    missing = loaded.config.build().load_state_dict(loaded.backbone, strict=False)
+    assert set(missing.missing_keys) == {"norm.weight", "norm.bias"}
 
 
 def test_what_pretraining_never_trains_is_dropped_with_its_reason() -> None:
@@ -176,7 +266,7 @@ def test_a_grid_that_is_not_square_must_be_told() -> None:
     assert config.img_size == tuple(side * config.patch_size for side in told["grid"])
 
 
-@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok"])
+@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-4tok", "vim-v2-midcls"])
 def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     state, told = official(name)
     torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "official.pth")
@@ -190,6 +280,42 @@ def test_a_converted_file_is_read_as_ours(name: str, tmp_path: Path) -> None:
     assert (again.family, again.decoder) == (loaded.family, loaded.decoder)
     assert again.config is not None
     again.config.build().load_state_dict(again.backbone, strict=True)
+
+
+def test_a_converted_file_says_what_it_came_from(tmp_path: Path) -> None:
+    state, told = official("map-pretrain-a")
+    torch.save({"model": state}, tmp_path / "official.pth")
+    loaded = load_checkpoint(tmp_path / "official.pth", **told)
+    write_ours(loaded, tmp_path / "a.safetensors", source=tmp_path / "official.pth")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["hybridmap"])
+    assert about["source_sha256"] == hashlib.sha256((tmp_path / "official.pth").read_bytes()).hexdigest()
+    assert about["family"] == "map-hybridnet"
+    assert about["dropped"] == loaded.report.dropped
+    assert about["dropped"]["cls_token"] == "saved by the released pretraining, which never trains it"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["map-pretrain-a", "mae-pretrain-b", "mamba-reg-8tok-reduce4-nonsquare", "mae-vit-cls-nonsquare", "vim-v2-midcls"],
+)
+def test_weights_are_resampled_for_another_size(name: str) -> None:
+    state, told = official(name)
+    loaded = convert(state, **told)
+    patch = loaded.config.patch_size
+    size = (5 * patch, 4 * patch)
+    other = resized(loaded, size)
+    assert other.config.img_size == size
+    assert other.weights.keys() == loaded.weights.keys()
+    network = other.config.build()
+    network.load_state_dict(other.backbone)
+    assert network(torch.zeros(1, loaded.config.in_chans, *size)).isfinite().all()
+    changed = {key for key, value in other.weights.items() if value.shape != loaded.weights[key].shape}
+    assert changed == {"pos_embed"} | ({"decoder.pos_embed"} & loaded.weights.keys())
+    same = resized(loaded, loaded.config.img_size)
+    assert all(torch.equal(same.weights[key], loaded.weights[key]) for key in loaded.weights)
+    with pytest.raises(UserError, match="must be a multiple of the patch size"):
+        resized(loaded, patch + 1)
 
 
 def test_weights_and_checkpoints_of_a_run_are_read_as_ours(tmp_path: Path) -> None:
@@ -224,3 +350,78 @@ def test_a_file_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> N
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         write_ours(convert(official("mamba-reg-4tok")[0]), tmp_path / "file" / "w.safetensors")
+
+
+def test_rotary_tables_are_dropped_because_our_network_computes_them() -> None:
+    state, _ = official("vim-bidirectional-rope")
+    origin = origin_of(state)
+    assert origin.family == "vim"
+    loaded = convert(state)
+    assert loaded.report.dropped == dict.fromkeys(
+        ("rope.freqs_cos", "rope.freqs_sin"), "a fixed table, which our network computes"
+    )
+    assert isinstance(loaded.config, Vim.Config)
+    assert (loaded.config.rope, loaded.config.positions, loaded.config.mixer, loaded.config.class_token) == (
+        True,
+        "none",
+        "uni",
+        "none",
+    )
+    assert (loaded.config.img_size, loaded.config.num_classes) == ((64, 64), 5)
+    loaded.config.build().load_state_dict(loaded.backbone, strict=True)
+    restored = origin.restore(loaded.weights, {key: tuple(value.shape) for key, value in state.items()})
+    assert restored.keys() == {key for key in state if not key.startswith("rope.")}
+    assert all(torch.equal(restored[key], state[key]) for key in restored)
+
+
+def test_shapes_tell_the_mixer_the_class_tokens_and_the_norm_of_a_vim() -> None:
+    found = {name: convert(official(name)[0]).config for name, kind in FILES if kind == "vim"}
+    told = {name: (c.class_token, c.mixer, c.norm_kind, c.positions) for name, c in found.items() if isinstance(c, Vim.Config)}
+    assert told == {
+        "vim-v2-midcls": ("middle", "v2", "rms", "learned"),
+        "vim-v2-nodiv-meanpool": ("none", "v2", "rms", "learned"),
+        "vim-v1-doublecls": ("double", "v1", "rms", "learned"),
+        "vim-none-headcls-layernorm": ("middle", "uni", "layer", "learned"),
+    }
+
+
+@pytest.mark.parametrize(("kind", "row"), [("middle", 8), ("first", 0)])
+def test_the_class_row_of_a_vim_is_where_its_token_stands(kind: Any, row: int) -> None:
+    state, _ = official("vim-v2-midcls")
+    loaded = VimClassifier(kind).convert(state)
+    table = state["pos_embed"]
+    assert torch.equal(loaded.weights["cls_pos"], table[:, row : row + 1])
+    assert torch.equal(loaded.weights["pos_embed"], torch.cat([table[:, :row], table[:, row + 1 :]], dim=1))
+    assert isinstance(loaded.config, Vim.Config)
+    assert loaded.config.class_token == kind
+
+
+def test_a_vim_of_overlapping_patches_is_told_by_its_grid() -> None:
+    state, _ = official("vim-v2-midcls")
+    config = convert(state | {"pos_embed": torch.zeros(1, 27 * 27 + 1, 48)}).config
+    assert isinstance(config, Vim.Config)
+    assert (config.img_size, config.stride) == ((224, 224), 8)
+    state, _ = official("vim-v2-midcls-nonsquare-stride8")
+    with pytest.raises(UserError, match=r"pass grid=\(rows, columns\)"):
+        convert(state)
+    assert convert(state, grid=(5, 9)).config.img_size == (80, 144)  # no shape tells its stride
+
+
+def test_a_layer_scale_of_a_vim_is_taken_over() -> None:
+    state, _ = official("vim-v2-midcls")
+    scales = {f"layers.{i}.mixer.gamma": torch.full((48,), 0.25) for i in range(6)}
+    loaded = convert(state | scales)
+    assert loaded.config is not None
+    net = loaded.config.build()
+    net.load_state_dict(loaded.backbone, strict=True)
+    assert torch.equal(net.layers[5].mixer.gamma.data, scales["layers.5.mixer.gamma"])
+    with pytest.raises(UserError, match=r"layers\.3\.mixer\.gamma"):
+        convert(state | {key: value for key, value in scales.items() if "3" not in key})
+
+
+def test_a_vim_without_any_positions_asks_for_its_grid() -> None:
+    state, _ = official("vim-bidirectional-rope")
+    bare = {key: value for key, value in state.items() if not key.startswith("rope.")}
+    with pytest.raises(UserError, match="does not tell for which size"):
+        convert(bare)
+    assert convert(bare, grid=(2, 3)).config.img_size == (32, 48)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hybridmap.backbones import HybridNet, ViT
+from hybridmap.backbones import HybridNet, MambaVision, ViT
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.hashing import hash_ints, uniform
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
@@ -31,6 +31,9 @@ STEPS, BATCH, SIZE, PATCH, WIDTH = 10, 4, 32, 8, 32
 ENCODERS = {
     "hybridnet": HybridNet.Config(img_size=SIZE, patch_size=PATCH, embed_dim=WIDTH, layout="MMMT", num_heads=4, d_state=8),
     "vit": ViT.Config(img_size=SIZE, patch_size=PATCH, embed_dim=WIDTH, depth=3, num_heads=4),
+    "mambavision": MambaVision.Config(
+        img_size=4 * SIZE, embed_dim=8, depths=(1, 1, 2, 2), stem_dim=8, num_heads=(2, 4), window_size=(8, 3)
+    ),
 }
 """A tiny network of each family."""
 
@@ -52,12 +55,12 @@ def objective(encoder: str, decoder_mask: str) -> MAP.Config:
     )
 
 
-def batch(step: int) -> Batch:
+def batch(step: int, size: int = SIZE) -> Batch:
     """Images of smooth waves, by formula from the step and the place in the batch."""
     key = torch.tensor([hash_ints(1, step, i) for i in range(BATCH)])
     frequency, phase, colour = (uniform(key, 6, stream).view(BATCH, 3, 2, 1, 1) for stream in range(3))
-    axis = torch.arange(SIZE) / SIZE
-    rows, columns = axis[:, None].expand(SIZE, SIZE), axis[None, :].expand(SIZE, SIZE)
+    axis = torch.arange(size) / size
+    rows, columns = axis[:, None].expand(size, size), axis[None, :].expand(size, size)
     waves = torch.sin(6.28 * (frequency * 3 * torch.stack([rows, columns]) + phase)) * (0.5 + colour)
     return Batch(inputs=waves.sum(2), key=key, step_key=hash_ints(2, step))
 
@@ -69,7 +72,7 @@ def losses(encoder: str, decoder_mask: str) -> list[float]:
     optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-3)
     found: list[float] = []
     for step in range(STEPS):
-        loss = learner(batch(step)).total
+        loss = learner(batch(step, learner.config.backbone.img_size)).total
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -62,6 +62,27 @@ def test_two_directions_are_forward_plus_reversed_scan_of_the_reversed_input(opt
     torch.testing.assert_close(m(U), m.out_proj(scale * (forward + backward)))
 
 
+@pytest.mark.parametrize("walks", [[[0, 3, 6, 1, 4, 2, 5]], [[0, 3, 6, 1, 4, 2, 5], [6, 5, 0, 1, 2, 4, 3]]])
+def test_four_directions_are_the_mean_of_two_along_the_sequence_and_two_along_the_second_walk(walks):
+    m = mixer(variant="v3")
+    expected = []
+    for sample, walk in zip(U, walks * (2 // len(walks)), strict=True):
+        x, z = halves(m, sample[None])
+        y = equations(x, z, m.dirs["fwd"], m.dirs["fwd"].A_log)
+        y = y + equations(x.flip(1), z.flip(1), m.dirs["bwd"], m.dirs["bwd"].A_log).flip(1)
+        x, z = x[:, walk], z[:, walk]
+        across = equations(x, z, m.dirs["col_fwd"], m.dirs["col_fwd"].A_log)
+        across = across + equations(x.flip(1), z.flip(1), m.dirs["col_bwd"], m.dirs["col_bwd"].A_log).flip(1)
+        back = [walk.index(t) for t in range(7)]
+        expected.append(m.out_proj(0.25 * (y + across[:, back])))
+    torch.testing.assert_close(m(U, across=torch.tensor(walks)), torch.cat(expected))
+
+
+def test_four_directions_need_their_second_walk():
+    with pytest.raises(UserError, match="variant v3 scans in a second order too"):
+        mixer(variant="v3")(U)
+
+
 def test_v1_shares_all_but_A_and_convolves_forward_only():
     m = mixer(variant="v1")
     assert {name for name, _ in m.dirs["bwd"].named_parameters()} == {"A_log"}
@@ -89,14 +110,21 @@ def test_equal_directions_commute_with_reversal():
     torch.testing.assert_close(m(U.flip(1)), m(U).flip(1))
 
 
-@pytest.mark.parametrize("variant", ["uni", "v1", "v2", "biscan"])
+@pytest.mark.parametrize("variant", ["uni", "v1", "v2", "biscan", "v3"])
 def test_a_causal_mixer_does_not_see_later_tokens(variant):
     m = mixer(variant=variant)
     changed = U.clone()
     changed[:, 4:] += 1
     torch.testing.assert_close(m(U, causal=True)[:, :4], m(changed, causal=True)[:, :4])
     if variant != "uni":
-        assert not torch.allclose(m(U)[:, :4], m(changed)[:, :4])
+        walk = {"across": torch.arange(7)[None]} if variant == "v3" else {}
+        assert not torch.allclose(m(U, **walk)[:, :4], m(changed, **walk)[:, :4])
+
+
+@pytest.mark.parametrize("variant", ["uni", "v1", "v2", "biscan"])
+def test_the_gradient_is_the_derivative(variant):
+    m = mixer(variant=variant)
+    assert torch.autograd.gradcheck(m, U[:1, :4].clone().requires_grad_())
 
 
 def test_layer_scale_multiplies_the_output():
@@ -131,7 +159,7 @@ def test_scan_parameters_stay_in_float32_under_autocast():
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(UserError, match="uni, v1, v2 or biscan"):
+    with pytest.raises(UserError, match="uni, v1, v2, biscan or v3"):
         MambaMixer(16, variant="v9")
 
 

@@ -16,11 +16,16 @@ from typing import Any
 import pytest
 import torch
 from parity_harness import TO_COME, descriptions, family
+from parity_harness.arm import finetune_config, pretrain_config
 from parity_harness.hybrid import hybrid_config
+from parity_harness.mambavision import mambavision_config
+from parity_harness.vim import vim_config
 from parity_harness.vit import backbone_config
 from torch import Tensor, nn
 
 from hybridmap.convert import ORIGINS, Origin
+from hybridmap.objectives.arm import ClusterAR
+from hybridmap.objectives.base import Objective
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
 from hybridmap.objectives.map import MAP
 
@@ -34,7 +39,7 @@ def parameters(*modules: nn.Module) -> Weights:
     found: Weights = {}
     for module in modules:
         own = dict(module.named_parameters())
-        found |= {n: p for n, p in own.items() if n.startswith("decoder.")} if isinstance(module, MAP) else own
+        found |= {n: p for n, p in own.items() if n.startswith("decoder.")} if isinstance(module, Objective) else own
     return found
 
 
@@ -53,6 +58,10 @@ def mamba_reg_model(args: dict[str, Any]) -> Weights:
     return parameters(replace(hybrid_config(args, "M" * args["depth"]), init="released").build())
 
 
+def vim_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(vim_config(args), init="released").build())
+
+
 def mae_model(args: dict[str, Any]) -> Weights:
     args = {"mlp_ratio": 4.0} | args
     if "decoder_embed_dim" not in args:
@@ -67,7 +76,28 @@ def mae_model(args: dict[str, Any]) -> Weights:
     return parameters(objective.backbone, objective)
 
 
-MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {"map": map_model, "reg": mamba_reg_model, "mae": mae_model}
+def mambavision_model(args: dict[str, Any]) -> Weights:
+    return parameters(replace(mambavision_config(args), init="released").build())
+
+
+def arm_pretrain_model(args: dict[str, Any]) -> Weights:
+    objective: ClusterAR = pretrain_config(args, init="released").build()
+    return parameters(objective.backbone, objective)
+
+
+def arm_finetune_model(args: dict[str, Any]) -> Weights:
+    return parameters(finetune_config(args, init="released").build())
+
+
+MODELS: dict[str, Callable[[dict[str, Any]], Weights]] = {
+    "map": map_model,
+    "reg": mamba_reg_model,
+    "mae": mae_model,
+    "mambavision": mambavision_model,
+    "vim": vim_model,
+    "arm-pretrain": arm_pretrain_model,
+    "arm-finetune": arm_finetune_model,
+}
 
 
 def models() -> list[Any]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridmap.backbones import HybridNet, ViT
+from hybridmap.backbones import ARM, HybridNet, ViT
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.loader import each
 from hybridmap.data.synthetic import Synthetic
@@ -72,6 +72,42 @@ def test_a_vit_pretrained_on_tokens_gets_a_fresh_norm_behind_the_pooling(vit: Vi
     assert "backbone.pos_embed" in report.loaded
     tokens = learner(replace(vit, pool="cls", norm_position="tokens")).initialise(pretraining(vit))
     assert "backbone.norm.weight" in tokens.loaded
+
+
+FOUR_WAY = ARM.Config(img_size=32, patch_size=8, embed_dim=16, depth=2)
+ONE_WAY = replace(FOUR_WAY, img_size=24, directions=1, scan="cluster(2)", positions="sincos")
+
+
+def test_one_pretrained_direction_is_copied_to_all_four():
+    model, weights = learner(FOUR_WAY), pretraining(ONE_WAY)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = model.initialise(weights)
+    assert set(report.fresh) == {
+        f"backbone.{name}" for name in ("cls_token", "norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias")
+    }
+    assert {name for name in report.dropped if name.startswith("backbone.")} == {"backbone.norm.weight", "backbone.norm.bias"}
+    for block, s in zip(model.backbone.layers, range(2), strict=True):
+        for direction in block.mixer.directions:
+            assert torch.equal(direction.D, weights[f"backbone.layers.{s}.mixer.dirs.fwd.D"])
+    assert torch.equal(model.backbone.cls_pos, torch.zeros(1, 1, 16))
+    torch.testing.assert_close(model.backbone.pos_embed, resample(weights["backbone.pos_embed"], (3, 3), (4, 4)))
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in report.fresh)
+    assert torch.equal(learner(ONE_WAY).backbone.from_pretraining(weights)["decoder.mask_token"], weights["decoder.mask_token"])
+
+
+def test_four_pretrained_directions_are_taken_over_with_their_norm():
+    model, weights = learner(FOUR_WAY), pretraining(FOUR_WAY)
+    report = model.initialise(weights)
+    assert set(report.fresh) == {f"backbone.{name}" for name in ("cls_token", "cls_pos", "head.fc.weight", "head.fc.bias")}
+    assert torch.equal(model.backbone.norm.weight, weights["backbone.norm.weight"])
+    again = learner(replace(FOUR_WAY, img_size=48)).initialise(model.state_dict())
+    assert not again.fresh
+
+
+@pytest.mark.parametrize("change", [{"depth": 3}, {"embed_dim": 32}])
+def test_one_direction_of_another_size_is_refused(change: dict):
+    with pytest.raises(UserError, match="of another network"):
+        learner(FOUR_WAY).initialise(pretraining(replace(ONE_WAY, **change)))
 
 
 def test_positions_are_resampled_to_another_grid(hybrid: HybridNet.Config):

@@ -60,6 +60,22 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(tmp_path: Path) -> N
         assert two[name].equal(value)
 
 
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = ToyLearner.__init__
+
+    def with_norm(self: ToyLearner, config: ToyLearner.Config) -> None:
+        make(self, config)
+        self.head = nn.Sequential(nn.BatchNorm1d(config.width), self.head)  # pyright: ignore[reportAttributeAccessIssue]
+
+    monkeypatch.setattr(ToyLearner, "__init__", with_norm)
+    three = run(bad(2, steps=3, accumulate=2), tmp_path / "bad").learner.state_dict()
+    run(bad(steps=3, accumulate=2, checkpoint_every=2), tmp_path / "good")
+    saved, _ = read_weights(tmp_path / "good" / "checkpoints" / "step-00000002.safetensors")
+    assert saved["head.0.num_batches_tracked"] == 4
+    for name, value in saved.items():
+        assert three[name].equal(value), name
+
+
 def test_three_in_a_row_go_back_with_half_the_rate_and_name_the_culprit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,9 @@ class Backbone(nn.Module, Configurable):
             """The same network as objectives build it: every parameter that it has receives a gradient."""
             return replace(self, num_classes=0)
 
+    first_conv: ClassVar[str] = "patch_embed.proj"
+    """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
+
     config: Any
     _marks: tuple[frozenset[str], frozenset[str]]
     embed_dim: int
@@ -65,6 +68,8 @@ class Backbone(nn.Module, Configurable):
     feature_info: list[dict[str, Any]]
     default_cfg: dict[str, Any]
     pretrained_cfg: dict[str, Any]
+    fresh_parts: tuple[str, ...] = ()
+    """Beginnings of the names of parameters which weights of pretraining may lack: they start fresh in fine-tuning."""
 
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
@@ -122,6 +127,13 @@ class Backbone(nn.Module, Configurable):
     @abstractmethod
     def pooled(self, features: Features) -> Float[Tensor, "B D"]:
         """One vector per input: what probes and nearest neighbours look at."""
+
+    def from_pretraining(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the network that was pretrained, by its own names, as a start for fine-tuning this one.
+
+        The same ones, unless a family fine-tunes another network than it pretrains.
+        """
+        return weights
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from hybridmap.backbones.base import Head
-from hybridmap.backbones.sequence import SequenceBackbone
+from hybridmap.backbones.sequence import SequenceBackbone, init_patch_embed
 from hybridmap.errors import UserError
 from hybridmap.layers.block import MambaBlock, OuterSkip, Stack, TransformerBlock
-from hybridmap.layers.mamba import MambaMixer
+from hybridmap.layers.mamba import MambaMixer, init_mixers
 from hybridmap.layers.norm import AddNorm, NormKind, norm
 from hybridmap.layers.registers import Registers, spacing
 from hybridmap.types import Features
@@ -137,10 +137,7 @@ class HybridNet(SequenceBackbone):
         leaves the backward direction without initial step sizes.
         """
         hybrid, released = "T" in self.config.layout, self.config.init == "released"
-        patch = self.patch_embed.proj
-        nn.init.normal_(patch.weight, std=patch.weight[0].numel() ** -0.5 / 0.87962566103423978)  # timm 0.4.12 lecun_normal_
-        assert patch.bias is not None
-        nn.init.zeros_(patch.bias)
+        init_patch_embed(self.patch_embed.proj)
         trunc_normal_(self.pos_embed, std=0.02)
         if self.registers is not None:
             trunc_normal_(self.registers.token, std=0.02)
@@ -150,12 +147,8 @@ class HybridNet(SequenceBackbone):
         for linear in linears(self):
             if linear not in inside or (released and hybrid):
                 self.init_linear(linear)
-        for mixer in mixers:
-            if not (released and hybrid):
-                mixer.out_proj.weight.div_(len(mixers) ** 0.5)
-            if released and not hybrid:
-                for direction in mixer.directions[1:]:
-                    nn.init.zeros_(direction.dt_proj.bias)
+        if not (released and hybrid):
+            init_mixers(mixers, released)
 
     def init_linear(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

@@ -17,9 +17,13 @@ from typing import Any, Literal
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
+from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.sequence import timm_cfg
+from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
 from hybridmap.config import override
 from hybridmap.errors import UserError
@@ -46,6 +50,23 @@ def _mae(depth: int, dim: int, heads: int, patch: int = 16) -> ViT.Config:
     return ViT.Config(depth=depth, embed_dim=dim, num_heads=heads, patch_size=patch, pool="avg", norm_position="pooled")
 
 
+def _mambavision(
+    depths: tuple[int, ...], dim: int, stem: int, *, heads: int = 8, drop_path: float = 0.3, scale: float | None = 1e-5
+) -> MambaVision.Config:
+    return MambaVision.Config(
+        depths=depths, embed_dim=dim, stem_dim=stem, num_heads=(heads, 2 * heads), drop_path=drop_path, layer_scale=scale
+    )
+
+
+def _arm(depth: int, dim: int) -> ARM.Config:
+    return ARM.Config(depth=depth, embed_dim=dim)
+
+
+def _arm_pretrain(depth: int, dim: int) -> ARM.Config:
+    one_way = ARM.Config(depth=depth, embed_dim=dim, img_size=192, directions=1, scan="cluster(4)", positions="sincos")
+    return one_way.encoder()
+
+
 MODELS: dict[str, Backbone.Config] = {
     # yunzeliu/MAP:models_mamba.py @ f3bcdff; 16 heads in L, since the released 12 do not divide 1024
     "hybridnet_tiny_patch16_224": _hybridnet(24, 192, 12, 12, 1),
@@ -61,6 +82,13 @@ MODELS: dict[str, Backbone.Config] = {
     "mambar_small_patch16_224": _mambar(24, 384, 12, 2),
     "mambar_base_patch16_224": _mambar(24, 768, 12, 4),
     "mambar_large_patch16_224": _mambar(48, 1024, 16, 8),
+    # hustvl/Vim:vim/models_mamba.py @ dd0358a; "plus": the same weights with overlapping patches
+    "vim_tiny_patch16_224": Vim.Config(embed_dim=192),
+    "vim_small_patch16_224": Vim.Config(embed_dim=384),
+    "vim_base_patch16_224": Vim.Config(embed_dim=768),
+    "vim_tiny_plus_patch16_224": Vim.Config(embed_dim=192, stride=8),
+    "vim_small_plus_patch16_224": Vim.Config(embed_dim=384, stride=8),
+    "vim_base_plus_patch16_224": Vim.Config(embed_dim=768, stride=8),
     # facebookresearch/mae:models_vit.py @ efb2a80, read out as its fine-tuning does (small: DeiT's shape)
     "mae_vit_small_patch16_224": _mae(12, 384, 6),
     "mae_vit_base_patch16_224": _mae(12, 768, 12),
@@ -70,12 +98,44 @@ MODELS: dict[str, Backbone.Config] = {
     "mae_deit_tiny_patch16_224": ViT.Config(embed_dim=192, num_heads=3),
     "mae_deit_small_patch16_224": ViT.Config(embed_dim=384, num_heads=6),
     "mae_deit_base_patch16_224": ViT.Config(embed_dim=768, num_heads=12),
+    # NVlabs/MambaVision:mambavision/models/mamba_vision.py; the paper's rows "T" and "L" are tiny2 and large2
+    "mambavision_tiny_224": _mambavision((1, 3, 8, 4), 80, 32, drop_path=0.2, scale=None),
+    "mambavision_tiny2_224": _mambavision((1, 3, 11, 4), 80, 32, drop_path=0.2, scale=None),
+    "mambavision_small_224": _mambavision((3, 3, 7, 5), 96, 64, drop_path=0.2, scale=None),
+    "mambavision_base_224": _mambavision((3, 3, 10, 5), 128, 64),
+    "mambavision_large_224": _mambavision((3, 3, 10, 5), 196, 64, heads=16),
+    "mambavision_large2_224": _mambavision((3, 3, 12, 5), 196, 64, heads=16),
+    # OliverRensu/ARM:Finetuning/models_mamba.py, models_pretrain.py @ 996d93e (the latter without decoder)
+    "arm_base_patch16_224": _arm(12, 768),
+    "arm_large_patch16_224": _arm(24, 1024),
+    "arm_huge_patch16_224": _arm(24, 1536),
+    "arm_base_pretrain_patch16_192": _arm_pretrain(12, 768),
+    "arm_large_pretrain_patch16_192": _arm_pretrain(24, 1024),
+    "arm_huge_pretrain_patch16_192": _arm_pretrain(24, 1536),
 }
 
-ALIASES: dict[str, str] = {
-    name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name
+ALIASES: dict[str, str] = (
+    {name.replace("hybridnet_", "map_"): name for name in MODELS if name.startswith("hybridnet_") and "paper" not in name}
+    | {
+        f"vim_{official}": f"vim_{ours}"
+        for ours, official in {
+            "tiny_patch16_224": "tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+            "small_patch16_224": "small_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+            "base_patch16_224": "base_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_middle_cls_token_div2",
+            "tiny_plus_patch16_224": "tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+            "small_plus_patch16_224": "small_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2",
+        }.items()
+    }
+    | {f"arm_{size}_pz16": f"arm_{size}_patch16_224" for size in ("base", "large", "huge")}
+)
+"""The official names of the released code. ARM's are those of its classifiers; its pretraining networks have the same ones."""
+ALIASES |= {
+    f"mamba_vision_{size}": f"mambavision_{name}_224"
+    for size, name in {"T": "tiny", "T2": "tiny2", "S": "small", "B": "base", "L": "large", "L2": "large2"}.items()
 }
-"""The official names of the released code."""
+
+CROPS = {"mambar_": 1.0, "mambavision_": 1.0, "mambavision_tiny2_": 0.98, "mambavision_small_": 0.93}
+"""Share of the resized image that evaluation crops, by the start of a name, the last that fits; 0.875 for all others."""
 
 
 def find(name: str, preset: Preset = "code") -> Backbone.Config:
@@ -109,8 +169,10 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
             )
         if "drop_path_rate" in kwargs:
             kwargs["drop_path"] = kwargs.pop("drop_path_rate")
-        getter = {"out_indices": 3, "feature_cls": "getter"}
-        return build_model_with_cfg(partial(_build, find(name, preset)), name, pretrained, feature_cfg=getter, **kwargs)
+        config = find(name, preset)
+        levels = len(config.depths) if isinstance(config, HierarchicalBackbone.Config) else 3
+        getter = {"out_indices": levels, "feature_cls": "getter"}
+        return build_model_with_cfg(partial(_build, config), name, pretrained, feature_cfg=getter, **kwargs)
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{name}, as described in {__name__}.MODELS."
@@ -121,12 +183,12 @@ def _build(config: Backbone.Config, **kwargs: Any) -> Backbone:
     return override(config, kwargs).build()
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: timm_cfg(MODELS[ALIASES.get(name, name)], crop_pct=1.0 if name.startswith("mambar") else 0.875)
-        for name in (*MODELS, *ALIASES)
-    }
-)
+def _timm_cfg(name: str) -> dict[str, Any]:
+    crops = [0.875, *(crop for start, crop in CROPS.items() if name.startswith(start))]
+    return timm_cfg(MODELS[name], crop_pct=crops[-1])
+
+
+default_cfgs = generate_default_cfgs({name: _timm_cfg(ALIASES.get(name, name)) for name in (*MODELS, *ALIASES)})
 
 for _name in (*MODELS, *ALIASES):
     if not is_model(_name):

@@ -1,10 +1,10 @@
-"""Backbones whose layers all work on one sequence of patches of one size (HybridNet, Mamba-R, ViT): what they share."""
+"""Backbones whose layers all work on one sequence of patches of one size (HybridNet, Mamba-R, Vim, ViT): what they share."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,13 @@ class SequenceBackbone(Backbone):
     prefix tokens and its read-out.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Backbone.Config):
+        @property
+        def step(self) -> int:
+            """Pixels from one patch to the next; patches overlap where it is smaller than they are."""
+            return self.patch_size
+
     layers: Stack
     norm: AddNorm
     head: Head
@@ -43,12 +50,13 @@ class SequenceBackbone(Backbone):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        check_size(config.img_size, config.patch_size)
+        check_size(config.img_size, config.patch_size, config.step)
         self.embed_dim = self.num_features = config.embed_dim
         self.num_classes = config.num_classes
         self.patch_embed = PatchEmbed(
             sides(config.img_size), config.patch_size, config.in_chans, config.embed_dim, strict_img_size=False
         )
+        self._set_stride()
         rows, columns = self.grid
         self.pos_embed = no_decay(nn.Parameter(torch.zeros(1, rows * columns, config.embed_dim)))
         self.pretrained_cfg = self.default_cfg = timm_cfg(config)
@@ -56,14 +64,22 @@ class SequenceBackbone(Backbone):
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of the stored positions."""
-        rows, columns = self.patch_embed.grid_size  # pyright: ignore[reportGeneralTypeIssues]
-        return rows, columns
+        height, width = sides(self.config.img_size)
+        patch, step = self.config.patch_size, self.config.step
+        return (height - patch) // step + 1, (width - patch) // step + 1
+
+    def _set_stride(self) -> None:
+        """timm's module knows patches side by side only."""
+        rows, columns = self.grid
+        self.patch_embed.proj.stride = (self.config.step, self.config.step)
+        self.patch_embed.grid_size, self.patch_embed.num_patches = (rows, columns), rows * columns
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """One entry per layer, as timm's feature extraction reads it."""
-        reduction = self.config.patch_size
-        return [{"num_chs": self.embed_dim, "reduction": reduction, "module": f"layers.{s}"} for s in range(len(self.layers))]
+        return [
+            {"num_chs": self.embed_dim, "reduction": self.config.step, "module": f"layers.{s}"} for s in range(len(self.layers))
+        ]
 
     # From inputs to features
 
@@ -71,20 +87,21 @@ class SequenceBackbone(Backbone):
         """Cut images into patches, in the order of ``scan``.
 
         Raises:
-            UserError: if the size is no multiple of the patch, or the number of channels is not the network's.
+            UserError: if patches do not cover the image exactly, or the number of channels is not the network's.
         """
-        if inputs.ndim != 4 or inputs.shape[1] != self.config.in_chans:
-            expected = f"(batch, {self.config.in_chans}, height, width)"
-            raise UserError(f"expected images of shape {expected}, got {tuple(inputs.shape)}; try in_chans or another input")
-        check_size(tuple(inputs.shape[-2:]), self.config.patch_size)
-        return partition(inputs, self.config.patch_size, self.scan)
+        check_images(inputs, self.config.in_chans)
+        check_size(tuple(inputs.shape[-2:]), self.config.patch_size, self.config.step)
+        return partition(inputs, self.config.patch_size, self.scan, self.config.step)
 
     def embed(self, patches: Patches) -> Float[Tensor, "B N D"]:
         """Linear map of each patch's content (the weight of ``patch_embed``) plus its position, resampled to the grid."""
         proj = self.patch_embed.proj
         weight = proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, p p C): the channel fastest, as in content
+        tokens = F.linear(patches.content, weight, proj.bias)
+        if self.pos_embed is None:
+            return tokens
         table = resample(self.pos_embed, self.grid, patches.grid or self.grid)
-        return F.linear(patches.content, weight, proj.bias) + F.embedding(patches.source, table[0])
+        return tokens + F.embedding(patches.source, table[0])
 
     @abstractmethod
     def insert_prefix(self, tokens: Float[Tensor, "B V D"], prefix: bool) -> tuple[Float[Tensor, "B L D"], bool]:
@@ -98,6 +115,10 @@ class SequenceBackbone(Backbone):
     def read_out(self, prefix: Float[Tensor, "B R D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B n D"]:
         """The tokens that the head is given."""
 
+    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
+        """What every layer is given besides the sequence: nothing, unless a family's layers look at places."""
+        return {}
+
     def encode(
         self,
         tokens: Float[Tensor, "B V D"],
@@ -109,7 +130,8 @@ class SequenceBackbone(Backbone):
         grid: tuple[int, ...] | None = None,
     ) -> Features:
         sequence, has_prefix = self.insert_prefix(tokens, prefix)
-        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps)
+        inputs = self.layer_inputs(coords, grid or self.grid)
+        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps, **inputs)
         out = self.layers.finish(branch, stream, self.norm if self.norm_tokens else None)
         registers, encoded = self.split_prefix(out) if has_prefix else (out[:, :0], out)
         return Features(patches=encoded, prefix=registers, taps=tapped)
@@ -152,7 +174,8 @@ class SequenceBackbone(Backbone):
         patches = self.partition(x)
         sequence, _ = self.insert_prefix(self.embed(patches), True)
         stop = last + 1 if stop_early else None
-        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop)
+        inputs = self.layer_inputs(patches.coords, patches.grid or self.grid)
+        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop, **inputs)
 
         def tokens(branch: Tensor, stream: Tensor | None, norm: AddNorm | None) -> tuple[Tensor, Tensor]:
             """(prefix, patches row by row) of the sum."""
@@ -244,18 +267,19 @@ class SequenceBackbone(Backbone):
         """Change the stored grid, and the patch; positions and the patch weights are resampled.
 
         Raises:
-            UserError: if the size is no multiple of the patch, or patches are not square.
+            UserError: if patches do not cover the size exactly, or are not square.
         """
         patch = sides(patch_size or self.config.patch_size)
         if patch[0] != patch[1]:
             raise UserError(f"patches are square here, got {patch[0]}x{patch[1]}; try {patch[0]}")
         new = replace(self.config, img_size=img_size or self.config.img_size, patch_size=patch[0])
-        check_size(new.img_size, new.patch_size)
-        old_grid = self.grid
+        check_size(new.img_size, new.patch_size, new.step)
+        old_grid, self.config = self.grid, new
         self.patch_embed.set_input_size(sides(new.img_size), patch)
-        table = resample(self.pos_embed.detach(), old_grid, self.grid)
-        self.pos_embed = no_decay(nn.Parameter(table.clone(), requires_grad=self.pos_embed.requires_grad))
-        self.config = new
+        self._set_stride()
+        if self.pos_embed is not None:
+            table = resample(self.pos_embed.detach(), old_grid, self.grid)
+            self.pos_embed = no_decay(nn.Parameter(table.clone(), requires_grad=self.pos_embed.requires_grad))
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
@@ -263,18 +287,39 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def check_size(img_size: int | Sequence[int], patch_size: int) -> None:
-    """Refuse sizes (in pixels) that do not divide into patches.
+def check_images(inputs: Tensor, in_chans: int) -> None:
+    """Refuse what is no batch of images (B, in_chans, height, width), or of empty ones.
 
     Raises:
-        UserError: naming a size that does.
+        UserError: saying what was expected.
+    """
+    if inputs.ndim != 4 or inputs.shape[1] != in_chans or 0 in inputs.shape[2:]:
+        expected = f"(batch, {in_chans}, height, width)"
+        raise UserError(f"expected images of shape {expected}, got {tuple(inputs.shape)}; try in_chans or another input")
+
+
+def check_size(img_size: int | Sequence[int], patch_size: int, stride: int | None = None) -> None:
+    """Refuse sizes (in pixels) that patches, one every ``stride`` (by default side by side), do not cover exactly.
+
+    Raises:
+        UserError: naming a size that they cover.
     """
     height, width = sides(img_size)
-    if min(height, width) < patch_size or height % patch_size or width % patch_size:
-        near = [max(patch_size, side // patch_size * patch_size) for side in (height, width)]
-        raise UserError(
-            f"the image size must be a multiple of the patch size {patch_size}, got {height}x{width}; try {near[0]}x{near[1]}"
-        )
+    step = patch_size if stride is None else stride
+    if not 1 <= step <= patch_size:
+        raise UserError(f"patches of {patch_size} pixels cannot start every {step}; try a stride from 1 to the patch size")
+    if min(height, width) < patch_size or (height - patch_size) % step or (width - patch_size) % step:
+        near = [patch_size + max(0, side - patch_size) // step * step for side in (height, width)]
+        fits = "a multiple of the patch size" if step == patch_size else f"a multiple of {step} above the patch size"
+        raise UserError(f"the image size must be {fits} {patch_size}, got {height}x{width}; try {near[0]}x{near[1]}")
+
+
+@torch.no_grad()
+def init_patch_embed(proj: nn.Conv2d) -> None:
+    """Weights as timm 0.4.12's ``lecun_normal_`` draws them, no bias."""
+    nn.init.normal_(proj.weight, std=proj.weight[0].numel() ** -0.5 / 0.87962566103423978)
+    assert proj.bias is not None
+    nn.init.zeros_(proj.bias)
 
 
 def timm_cfg(config: Backbone.Config, **changes: Any) -> dict[str, Any]:
@@ -289,6 +334,6 @@ def timm_cfg(config: Backbone.Config, **changes: Any) -> dict[str, Any]:
         "fixed_input_size": False,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
+        "first_conv": config.owner.first_conv,  # pyright: ignore[reportAttributeAccessIssue]
         "classifier": "head.fc",
     } | changes

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("RUN IMAGE... -o FILE", "original, visible patches, prediction, prediction pasted"),
     "explain": ("RUN|FILE|MODEL IMAGE -o FILE", "what each layer looks at in an image, and the scan order"),
     "report": ("RUN", "report.html and pictures of a run, finished or not"),
-    "convert": ("OFFICIAL_FILE -o FILE", "weights of the official implementations in our names"),
+    "convert": ("OFFICIAL_FILE -o FILE [--img-size N]", "weights of the official implementations in our names"),
     "bench": ("ops|step [RECIPE] [--csv FILE]", "speed of the operators or of a training step, as ratios in one run"),
 }
 """Command -> (its arguments, what it is for), in the order of the help."""

@@ -10,12 +10,14 @@ import tyro
 
 from hybridmap.cli.flags import Common, parse
 from hybridmap.convert import load_checkpoint
+from hybridmap.convert.ours import write_ours
+from hybridmap.convert.resize import resized
 from hybridmap.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
-    """Files of MAP, Mamba-R, MAE and its ViTs are recognised by what they hold; nothing in them is run."""
+    """Official files are recognised by what they hold (docs/weights.md lists them); nothing in them is run."""
 
     file: tyro.conf.Positional[str]
     """A file of torch.save, or safetensors with the official names."""
@@ -25,6 +27,8 @@ class Options(Common):
     """Take the moving average of the weights, where the file holds one."""
     num_heads: int | None = None
     """Heads of the Transformer layers where they are not those of the released sizes; no shape tells them."""
+    img_size: int | None = None
+    """Resample the positions to square images of this side in pixels."""
     keep_untrained: bool = False
     """Also keep what the released pretraining saves but never trains."""
 
@@ -35,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     if not options.output.endswith(".safetensors"):
         raise UserError(f"-o must end in .safetensors, got {options.output}")
     loaded = load_checkpoint(options.file, ema=options.ema, num_heads=options.num_heads, keep_untrained=options.keep_untrained)
-    from hybridmap.convert.ours import write_ours
-
-    write_ours(loaded, options.output)
+    if options.img_size is not None:
+        loaded = resized(loaded, options.img_size)
+    write_ours(loaded, options.output, source=options.file)
     print(f"{options.file} is of {loaded.family}: {loaded.report}")
     return 0

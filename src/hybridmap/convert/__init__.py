@@ -13,16 +13,31 @@ from typing import Any
 
 from torch import Tensor
 
+from hybridmap.convert.arm_finetune import ArmFinetune
+from hybridmap.convert.arm_pretrain import ArmPretrain
 from hybridmap.convert.mae_pretrain import MaePretrain
 from hybridmap.convert.mae_vit import MaeViT
 from hybridmap.convert.mamba_reg import MambaReg
+from hybridmap.convert.mambavision import MambaVisionOrigin
 from hybridmap.convert.map_hybridnet import MapHybridNet
+from hybridmap.convert.moco_v3 import MocoV3
 from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
 from hybridmap.convert.read import read
+from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
-ORIGINS: tuple[Origin, ...] = (MapHybridNet(), MambaReg(), MaePretrain(), MaeViT())
+ORIGINS: tuple[Origin, ...] = (
+    MapHybridNet(),
+    MambaReg(),
+    MaePretrain(),
+    MaeViT(),
+    MocoV3(),
+    MambaVisionOrigin(),
+    VimClassifier(),
+    ArmPretrain(),
+    ArmFinetune(),
+)
 """Every kind of official file that can be read. At most one recognises a file."""
 
 

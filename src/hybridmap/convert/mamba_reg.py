@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
@@ -45,20 +45,24 @@ def shell_rules(shapes: Shapes, *, untrained: bool = False) -> Iterator[Rule]:
     yield from rename("head", "head.fc", AFFINE, untrained=untrained, optional="the file has no classifier")
 
 
-def mamba_rules(shapes: Shapes, positions: range | list[int]) -> Iterator[Rule]:
-    """The Mamba layers; official layer i is our layer ``positions[i]``."""
+def mamba_rules(shapes: Shapes, positions: range | list[int], directions: Mapping[str, str] = DIRECTIONS) -> Iterator[Rule]:
+    """The Mamba layers, with what each of ``directions`` owns; official layer i is our layer ``positions[i]``."""
     for i, s in enumerate(positions):
         official, ours = f"layers.{i}", f"layers.{s}"
         yield from rename(f"{official}.norm", f"{ours}.norm", affine(shapes, f"{official}.norm"))
-        official, ours = f"{official}.mixer", f"{ours}.mixer"
-        yield from rename(official, ours, (".in_proj.weight", ".out_proj.weight"))
-        for suffix, direction in DIRECTIONS.items():
-            there = f"{ours}.dirs.{direction}"
-            yield from rename(f"{official}.conv1d{suffix}", f"{there}.conv", affine(shapes, f"{official}.conv1d{suffix}"))
-            yield from rename(f"{official}.x_proj{suffix}.weight", f"{there}.x_proj.weight")
-            yield from rename(f"{official}.dt_proj{suffix}", f"{there}.dt_proj", AFFINE)
-            yield from rename(f"{official}.A{suffix}_log", f"{there}.A_log")
-            yield from rename(f"{official}.D{suffix}", f"{there}.D")
+        yield from mixer_rules(shapes, f"{official}.mixer", f"{ours}.mixer", directions)
+
+
+def mixer_rules(shapes: Shapes, official: str, ours: str, directions: Mapping[str, str]) -> Iterator[Rule]:
+    """One mixer; ``directions`` maps the suffixes of the official names to our directions."""
+    yield from rename(official, ours, (".in_proj.weight", ".out_proj.weight"))
+    for suffix, direction in directions.items():
+        there = f"{ours}.dirs.{direction}"
+        yield from rename(f"{official}.conv1d{suffix}", f"{there}.conv", affine(shapes, f"{official}.conv1d{suffix}"))
+        yield from rename(f"{official}.x_proj{suffix}.weight", f"{there}.x_proj.weight")
+        yield from rename(f"{official}.dt_proj{suffix}", f"{there}.dt_proj", AFFINE)
+        yield from rename(f"{official}.A{suffix}_log", f"{there}.A_log")
+        yield from rename(f"{official}.D{suffix}", f"{there}.D")
 
 
 def affine(shapes: Shapes, name: str) -> tuple[str, ...]:

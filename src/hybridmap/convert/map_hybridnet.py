@@ -78,13 +78,17 @@ def decoder_rules(shapes: Shapes) -> Iterator[Rule]:
     yield from rename("decoder_pos_embed_learned", "decoder.pos_embed")
     yield from rename("decoder_embed", "decoder.embed", AFFINE)
     for j in range(indices(shapes, "decoder_blocks.")):
-        official, ours = f"decoder_blocks.{j}", f"decoder.layers.{j}"
-        yield from rename(f"{official}.norm2_1", f"{ours}.norm_q", AFFINE)
-        yield from rename(f"{official}.norm2_2", f"{ours}.norm_kv", AFFINE)
-        yield from rename(f"{official}.norm2", f"{ours}.norm_mlp", AFFINE)
-        for module in ("q", "kv", "proj"):
-            yield from rename(f"{official}.attn2.{module}", f"{ours}.attn.{module}", AFFINE)
-        for module in ("mlp.fc1", "mlp.fc2"):
-            yield from rename(f"{official}.{module}", f"{ours}.{module}", AFFINE)
+        yield from cross_rules(f"decoder_blocks.{j}", f"decoder.layers.{j}")
     yield from rename("decoder_norm", "decoder.norm", AFFINE)
     yield from rename("ar_pred", "decoder.pred", AFFINE)
+
+
+def cross_rules(official: str, ours: str) -> Iterator[Rule]:
+    """A decoder block with separate norms of queries and keys, whose parts ARM and MAP call alike."""
+    yield from rename(f"{official}.norm2_1", f"{ours}.norm_q", AFFINE)
+    yield from rename(f"{official}.norm2_2", f"{ours}.norm_kv", AFFINE)
+    yield from rename(f"{official}.norm2", f"{ours}.norm_mlp", AFFINE)
+    for module in ("q", "kv", "proj"):
+        yield from rename(f"{official}.attn2.{module}", f"{ours}.attn.{module}", AFFINE)
+    for module in ("mlp.fc1", "mlp.fc2"):
+        yield from rename(f"{official}.{module}", f"{ours}.{module}", AFFINE)

@@ -24,17 +24,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One official tensor is one of ours, or several of ours laid one behind the other."""
+    """One official tensor is one of ours, or several of ours laid one behind the other, or is left out on purpose."""
 
     official: str
-    ours: tuple[str, ...]
-    """Our name, or our names in the order of the parts."""
+    ours: tuple[str, ...] = ()
+    """Our name, or our names in the order of the parts; none where the tensor is left out."""
     sizes: tuple[int, ...] = ()
     """Lengths of the parts along ``dim``, where there are several."""
     dim: int = 0
     """The axis of the official tensor along which the parts lie."""
     untrained: bool = False
     """The released pretraining constructs and saves this tensor but never uses it."""
+    left_out: str = ""
+    """Why a tensor has no place in our network; empty where it has one."""
+    derived: bool = False
+    """The tensor is left out because it follows from the shapes, so that ``join`` makes it anew."""
     optional: str = ""
     """Why the tensor may be missing from a file; empty where it must be there."""
 
@@ -144,15 +148,18 @@ class Origin(ABC):
         for rule in rules:
             if rule.official not in state:
                 fresh |= dict.fromkeys(rule.ours, rule.optional)
+            elif rule.left_out:
+                dropped[rule.official] = rule.left_out
             elif rule.untrained and not keep_untrained:
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
         config = self.config(shapes, num_heads=num_heads, grid=grid)
+        pretraining = any(rule.untrained and rule.official in dropped for rule in rules)
         return Loaded(
             family=self.family,
             weights=weights,
-            config=config.encoder() if dropped else config,
+            config=config.encoder() if pretraining else config,
             report=InitReport(loaded=tuple(weights), dropped=dropped, fresh=fresh),
             decoder=self.decoder(shapes),
         )
@@ -165,7 +172,8 @@ class Origin(ABC):
             shapes: of the official file, from which the rules follow.
         """
         rules = self.rules(shapes)
-        return {rule.official: rule.join(tensors) for rule in rules if all(name in tensors for name in rule.ours)}
+        known = [rule for rule in rules if rule.derived or (rule.ours and tensors.keys() >= set(rule.ours))]
+        return {rule.official: rule.join(tensors) for rule in known}
 
 
 def indices(shapes: Shapes, prefix: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -74,13 +75,23 @@ def _of_learner(tensors: Mapping[str, Tensor], path: Path, ema: bool) -> tuple[d
     return learner | (average if ema else {}), dropped
 
 
-def write_ours(loaded: Loaded, path: str | Path) -> None:
+def write_ours(loaded: Loaded, path: str | Path, source: str | Path | None = None) -> None:
     """Write converted weights as a file of ours; equal weights give equal bytes, and a failure leaves no file behind.
+
+    The metadata say what the weights came from: the SHA-256 of the ``source`` file, if given, and the account of its tensors.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    about = {"family": loaded.family, "decoder": loaded.decoder}
+    about: dict[str, Any] = {
+        "family": loaded.family,
+        "decoder": loaded.decoder,
+        "dropped": loaded.report.dropped,
+        "fresh": loaded.report.fresh,
+    }
+    if source is not None:
+        with open(source, "rb") as file:
+            about["source_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     if loaded.config is not None:
         about["backbone"] = to_tree(loaded.config)
     named = {name if name.startswith(DECODER) else BACKBONE + name: value for name, value in loaded.weights.items()}

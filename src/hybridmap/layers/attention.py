@@ -36,12 +36,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, causa
 
 
 class Attention(nn.Module):
-    """``proj(softmax(q k^T / sqrt(head width)) v)`` with q, k and v from one linear map ``qkv`` (rows in the order q, k, v)."""
+    """``proj(softmax(q k^T / sqrt(head width)) v)`` with q, k and v from one linear map ``qkv`` (rows in the order q, k, v).
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+    With ``qk_norm`` a LayerNorm acts on q and on k of every head.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads, self.head_width = num_heads, head_width(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(self.head_width) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_width) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
     def forward(
@@ -51,7 +56,7 @@ class Attention(nn.Module):
         the query's own position."""
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_width))  # (B, L, 3, H, D/H)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, L, D/H)
-        out = attend(q, k, v, allowed, causal)
+        out = attend(self.q_norm(q), self.k_norm(k), v, allowed, causal)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -50,6 +50,7 @@ from torch.utils.checkpoint import checkpoint
 from hybridmap.errors import UserError
 from hybridmap.layers.attention import Attention, CrossAttention
 from hybridmap.layers.norm import AddNorm, NormKind
+from hybridmap.layers.swiglu import SwiGLU
 from hybridmap.types import Tap
 
 OuterSkip = Literal["per_run", "per_block", "none"]
@@ -109,6 +110,27 @@ class TransformerBlock(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
+class MambaMlpBlock(nn.Module):
+    """``x = x + DropPath(Mixer(LN1 x)); x = x + DropPath(SwiGLU(LN2 x))``: one sum, branch and stream are not kept apart.
+
+    The mixer is any module called as ``mixer(u, causal, **inputs)``. Source: OliverRensu/ARM:Finetuning/models_mamba.py.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, *, eps: float = 1e-5, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = SwiGLU(dim)
+        self.drop_path = drop_path
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], allowed: None = None, causal: bool = False, **inputs: Any
+    ) -> Float[Tensor, "B L D"]:
+        x = x + drop_path(self.mixer(self.norm1(x), causal, **inputs), self.drop_path, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
+
+
 class CrossBlock(nn.Module):
     """``x = x + Attn(LNq x, LNkv memory); x = x + MLP(LN x)``: queries and keys have separate norms, even of one sequence."""
 
@@ -128,7 +150,7 @@ class CrossBlock(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """Mamba and Transformer blocks in execution order, run as drawn above; block s has the name ``s``."""
+    """Mamba and Transformer blocks in execution order, run as drawn above, or MambaMlp blocks; block s has the name ``s``."""
 
     checkpointing: bool
     """Recompute each block's activations in the backward pass instead of keeping them."""
@@ -146,26 +168,32 @@ class Stack(nn.ModuleList):
         self._closes = [skip and not after for skip, after in zip(skipped, [*joined, False], strict=True)]
 
     def forward(
-        self, tokens: Float[Tensor, "B L D"], *, causal: bool = False, taps: Collection[int] = (), stop: int | None = None
+        self,
+        tokens: Float[Tensor, "B L D"],
+        *,
+        causal: bool = False,
+        taps: Collection[int] = (),
+        stop: int | None = None,
+        **inputs: Any,
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
         """Run the first ``stop`` blocks (all by default) -> (branch, stream, outputs of the blocks named in ``taps``).
+
+        ``inputs`` go to every block.
 
         Raises:
             UserError: if a tap names a block that is not run.
         """
-        depth = len(self) if stop is None else stop
-        if taps and not 0 <= min(taps) <= max(taps) < depth:
-            raise UserError(f"taps must be block numbers from 0 to {depth - 1}, got {sorted(taps)}")
+        depth = self._length(stop, taps)
         h, r, entry = tokens, None, tokens
         tapped: dict[int, Tap] = {}
         for s in range(depth):
             block = self[s]
-            if isinstance(block, TransformerBlock):
+            if isinstance(block, TransformerBlock | MambaMlpBlock):
                 entry = h if self._opens[s] else entry
-                h = self._run(block, h, None, causal)
+                h = self._run(block, h, None, causal, **inputs)
                 h = h + entry if self._closes[s] else h
             else:
-                h, r = self._run(block, h, r, causal)
+                h, r = self._run(block, h, r, causal, **inputs)
             if s in taps:
                 tapped[s] = Tap(branch=h, stream=r)
         return h, r, tapped
@@ -184,7 +212,14 @@ class Stack(nn.ModuleList):
         """Drop all blocks from number ``length`` on; the others keep computing what they did."""
         del self[length:]
 
-    def _run(self, block: nn.Module, *args: Any) -> Any:
+    def _length(self, stop: int | None, taps: Collection[int]) -> int:
+        """How many blocks are to be run; refuses taps behind them."""
+        depth = len(self) if stop is None else stop
+        if taps and not 0 <= min(taps) <= max(taps) < depth:
+            raise UserError(f"taps must be block numbers from 0 to {depth - 1}, got {sorted(taps)}")
+        return depth
+
+    def _run(self, block: nn.Module, *args: Any, **inputs: Any) -> Any:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+            return checkpoint(block, *args, use_reentrant=False, **inputs)
+        return block(*args, **inputs)

@@ -1,4 +1,4 @@
-"""The Mamba (S6) mixer, in one direction or two.
+"""The Mamba (S6) mixer, in one direction, two or four.
 
     u ──in_proj──┬─ x ─ conv ─ SiLU ─ c ─┬────────────────────┐
                  │                       └─ x_proj ─ δ, B, C ─ scan ─ y ─ · SiLU(z) ─ out_proj ──▶
@@ -16,18 +16,22 @@ Source: Mamba (arXiv:2312.00752), Vision Mamba (arXiv:2401.09417); semantics of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybridmap import ops
 from hybridmap.errors import UserError
 from hybridmap.layers.decay import state_parameter
 from hybridmap.ops.mamba_inner import scan_inputs
+
+SCALES = {"uni": 1.0, "v1": 1.0, "v2": 0.5, "biscan": 0.5, "v3": 0.25}
+"""Variant of :class:`MambaMixer` -> what the sum of its directions is multiplied by."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -67,6 +71,19 @@ def init_dt(
     dt_proj.bias.copy_(dt + (-torch.expm1(-dt)).log())
 
 
+@torch.no_grad()
+def init_mixers(mixers: Sequence[MambaMixer], released: bool) -> None:
+    """What a network adds to its mixers' own start: output projections shrink by the root of the depth.
+
+    ``released``: only the first direction keeps its initial step sizes, the others' biases are zero, as in the code of Vim,
+    Mamba-R and ARM.
+    """
+    for mixer in mixers:
+        mixer.out_proj.weight.div_(len(mixers) ** 0.5)
+        for direction in mixer.directions[1:] if released else ():
+            nn.init.zeros_(direction.dt_proj.bias)
+
+
 class Direction(nn.Module):
     """What one scanning direction owns; directions share only ``in_proj``, ``out_proj`` and the gate."""
 
@@ -96,10 +113,13 @@ class MambaMixer(nn.Module):
                                                                       convolution stays forward; never halved
     v2          S(u; fwd) + rev(S(rev u; bwd)), halved if ``divide``  all but in_proj, out_proj and the gate
     biscan      v2, always halved                                     as v2
+    v3          v2 along the sequence and v2 across it (with col_fwd  as v2, in four sets
+                and col_bwd), always a quarter of the sum
     ==========  ====================================================  ==================================
 
+    v3 also walks the sequence in a second order, such as column by column, which every call brings along (``across``).
     ``layer_scale`` multiplies the output by a learned vector that starts at this value.
-    Source: hustvl/Vim:mamba-1p1p1, wangf3014/Mamba-Reg:mamba_custom.py.
+    Source: hustvl/Vim:mamba-1p1p1, wangf3014/Mamba-Reg:mamba_custom.py, OliverRensu/ARM:Finetuning/mamba_simple.py.
     """
 
     def __init__(
@@ -116,8 +136,8 @@ class MambaMixer(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if variant not in ("uni", "v1", "v2", "biscan"):
-            raise UserError(f"variant must be uni, v1, v2 or biscan, got {variant!r}")
+        if variant not in SCALES:
+            raise UserError(f"variant must be uni, v1, v2, biscan or v3, got {variant!r}")
         inner = int(expand * dim)
         shape: dict[str, Any] = {
             "d_state": d_state,
@@ -126,13 +146,16 @@ class MambaMixer(nn.Module):
             "conv_bias": conv_bias,
         }
         self.variant = variant
-        self.scale = 0.5 if variant == "biscan" or (variant == "v2" and divide) else 1.0
+        self.scale = 1.0 if variant == "v2" and not divide else SCALES[variant]
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.dirs = nn.ModuleDict({"fwd": Direction(inner, reverse=False, **shape)})
         if variant == "v1":
             self.dirs["bwd"] = nn.ParameterDict({"A_log": init_A_log(inner, d_state)})
         elif variant != "uni":
             self.dirs["bwd"] = Direction(inner, reverse=True, **shape)
+        if variant == "v3":
+            self.dirs["col_fwd"] = Direction(inner, reverse=False, **shape)
+            self.dirs["col_bwd"] = Direction(inner, reverse=True, **shape)
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
 
@@ -141,14 +164,23 @@ class MambaMixer(nn.Module):
         """Those with a full set of parameters, forward first."""
         return [direction for direction in self.dirs.values() if isinstance(direction, Direction)]
 
-    def forward(self, u: Float[Tensor, "B L D"], causal: bool = False) -> Float[Tensor, "B L D"]:
-        """``causal=True`` scans forward only, so that token t sees no later one."""
+    def forward(
+        self, u: Float[Tensor, "B L D"], causal: bool = False, across: Int[Tensor, "#B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """``causal=True`` scans forward only, so that token t sees no later one. ``across``, for v3 alone: the positions in the
+        order of the second walk, each once; one row serves all samples.
+
+        Raises:
+            UserError: if v3 lacks its second walk.
+        """
         xz = self.in_proj(u)  # (B, L, 2 E)
         fwd, *rest = (direction.parameters_of_scan() for direction in self.directions)
         if causal or self.variant == "uni":
             y = ops.mamba_inner(xz, fwd)
         elif self.variant == "v1":
             y = self._scan_twice(xz, fwd)
+        elif self.variant == "v3":
+            y = self._scan_across(xz, [fwd, *rest], across)
         else:
             y = ops.mamba_inner(xz, fwd, *rest, scale=self.scale)
         out = self.out_proj(y)
@@ -160,6 +192,26 @@ class MambaMixer(nn.Module):
         c, dt, A, *rest = scan_inputs(ops.causal_conv1d(x, fwd.taps, fwd.taps_bias), fwd)
         A_b = -at_least_float32(self.dirs["bwd"]["A_log"]).exp()  # pyright: ignore[reportIndexIssue]
         return ops.bidirectional_scan((c, dt, A, *rest), (c, dt, A_b, *rest), z, scale=self.scale)
+
+    def _scan_across(
+        self, xz: Float[Tensor, "B L E2"], directions: list[ops.Parameters], across: Int[Tensor, "#B L"] | None
+    ) -> Float[Tensor, "B L E"]:
+        """v3: both ways along the sequence, and both ways along the second walk, whose result is put back in place."""
+        if across is None:
+            raise UserError("a mixer of variant v3 scans in a second order too; call it with across=positions of that order")
+        fwd, bwd, col_fwd, col_bwd = directions
+        y = ops.mamba_inner(xz, fwd, bwd, scale=self.scale)
+        walked = ops.mamba_inner(_permuted(xz, across), col_fwd, col_bwd, scale=self.scale)
+        return y + _permuted(walked, across.argsort(dim=1))
+
+
+def _permuted(x: Float[Tensor, "B L W"], index: Int[Tensor, "#B L"]) -> Float[Tensor, "B L W"]:
+    """The tokens in the order of ``index``; one row of it serves all samples."""
+    if len(index) == 1:
+        return x.index_select(1, index[0])
+    batch, length, _ = x.shape
+    rows = index + length * torch.arange(batch, device=x.device)[:, None]  # whole tokens are copied, not single values
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(x.shape)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from hybridmap.types import Batch, InitReport, Loss, Mask, Patches
 
 _BACKBONE = "backbone."
 _FIXED = "fixed positions are computed for the grid"
-_LEFT_OUT = ("registers.", "head.")
+_LEFT_OUT = ("registers.", "cls_", "head.")
 """Parts of a backbone that pretraining builds it without."""
 
 

@@ -87,7 +87,8 @@ class Classification(nn.Module, Configurable):
         """Take over weights of a pretraining run, of a classification run, or of a bare backbone, by our names.
 
         From pretraining: the decoder is dropped; registers, neck and head start fresh, whatever the file holds for them, and
-        so does a norm that stands behind the pooling. Positions are resampled where the grids differ.
+        so do a norm that stands behind the pooling, and class tokens that pretraining does without. Positions are resampled
+        where the grids differ.
 
         Raises:
             UserError: if the weights are of another network.
@@ -96,6 +97,10 @@ class Classification(nn.Module, Configurable):
         given = {name.removeprefix("backbone."): value for name, value in weights.items() if not _foreign(name, wrapped)}
         dropped = {name: "not part of a classifier" for name in weights if _foreign(name, wrapped)}
         pretrained = any(name.startswith("decoder.") for name in weights) or "head.fc.weight" not in given
+        if pretrained:
+            whole, given = given, self.backbone.from_pretraining(given)
+            for name in whole.keys() - given.keys():
+                dropped[name if name in weights else f"backbone.{name}"] = "it starts fresh in fine-tuning"
         own = self.backbone.state_dict()
         taken: dict[str, Tensor] = {}
         fresh: dict[str, str] = {}
@@ -129,6 +134,8 @@ class Classification(nn.Module, Configurable):
             return "it stands behind the pooling, where pretraining has none"
         if name.startswith("head.fc.") and given is not None and given.shape != own.shape:
             return f"the file's head has {len(given)} classes, this one {len(own)}"
+        if given is None and pretrained and name.startswith(self.backbone.fresh_parts):
+            return "the pretrained network has no such part to start from"
         if given is None:
             raise UserError(
                 f"the weights are of another network: they lack {name}, which the network to be fine-tuned has; "

@@ -30,7 +30,6 @@ from torch import Tensor
 from hybridmap import config as configuration
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
-from hybridmap.tokens.scan import order
 from hybridmap.types import Mask, Patches
 
 DecoderMask = Literal["ar", "mae", "local_mae", "map"]
@@ -60,6 +59,15 @@ def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "#B 
     if kind in ("map", "ar"):
         return key <= query
     raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {kind!r}")
+
+
+def earlier(rank: Int[Tensor, "B N"], visible: Int[Tensor, "B V"], first: int) -> Bool[Tensor, "#B 1 Q V"]:
+    """Which of the patches at the positions ``visible`` may be looked at where those from position ``first`` on are predicted:
+    the ones of earlier regions alone, of which there must be some. This is ARM's relation (arXiv:2406.07537).
+    """
+    if rank.stride(0) == visible.stride(0) == 0:
+        rank, visible = rank[:1], visible[:1]
+    return rank.gather(1, visible)[:, None, None, :] < rank[:, None, first:, None]
 
 
 def _one_row(shared: Int[Tensor, "B N"]) -> Int[Tensor, "#B N"]:
@@ -173,7 +181,7 @@ class Clusters(GridRegions):
         self.size = (config.size, config.size) if isinstance(config.size, int) else config.size
         if min(self.size) < 1:
             raise UserError(f"a cluster has at least one row and one column of patches, got size {config.size}; try size 2")
-        order(config.order, (1, 1))  # refuse an unknown word now
+        _check_lines(config.order)
 
     def _clusters(self, grid: tuple[int, int]) -> tuple[int, int]:
         return -(-grid[0] // self.size[0]), -(-grid[1] // self.size[1])
@@ -200,13 +208,19 @@ class Single(GridRegions):
 
     def __init__(self, config: Single.Config) -> None:
         super().__init__(config)
-        order(config.order, (1, 1))  # refuse an unknown word now
+        _check_lines(config.order)
 
     def number(self, grid: tuple[int, int]) -> int:
         return grid[0] * grid[1]
 
     def rank_of(self, row: Int[Tensor, "..."], column: Int[Tensor, "..."], grid: tuple[int, int]) -> Int[Tensor, "..."]:
         return row * grid[1] + column if self.config.order == "row" else column * grid[0] + row
+
+
+def _check_lines(word: str) -> None:
+    """Refuse an unknown order of clusters or patches."""
+    if word not in ("row", "column"):
+        raise UserError(f"order must be row or column, got {word!r}")
 
 
 class Whole(Regions):

@@ -22,7 +22,7 @@ from hybridmap.train import checkpoint, run_dir
 from hybridmap.train.distributed import World, join, unsynchronised, whole
 from hybridmap.train.interrupt import Interrupts, exit_code
 from hybridmap.train.log import speaking
-from hybridmap.train.nonfinite import Watch, first_culprit
+from hybridmap.train.nonfinite import Watch, first_culprit, put_back
 from hybridmap.train.optim import set_lr
 from hybridmap.train.recipe import Recipe
 from hybridmap.train.run_dir import RunDirectory
@@ -184,6 +184,7 @@ def train(
             lr = state.lr_scale * schedule(epochs * state.step / steps, epochs, highest_lr)
             set_lr(optimizer, lr)
             optimizer.zero_grad()
+            before = [buffer.clone() for buffer in learner.buffers()]
             portions: list[dict[str, Tensor]] = []
             for micro, batch in enumerate(stream.next()):
                 with world.accumulating(model, last=micro == config.accumulate - 1):
@@ -201,6 +202,7 @@ def train(
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # read on the device: a bad step changes nothing
             optimizer.step()
             scaler.update()
+            put_back(learner.buffers(), before, bad)
             if config.ema is not None:
                 state.average(config.ema)
             state.step += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -73,6 +73,16 @@ class Watch:
         """The losses of the good steps since this was asked last."""
         losses, self._losses = self._losses, []
         return losses
+
+
+@torch.no_grad()
+def put_back(buffers: Iterable[Tensor], before: Iterable[Tensor], bad: Tensor) -> None:
+    """What a forward pass left in the buffers (running statistics of BatchNorm) is undone where the step is ``bad``.
+
+    Decided on the device, as the optimiser's step is: nobody waits.
+    """
+    for buffer, was in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(bad, was, buffer))
 
 
 def first_culprit(learner: nn.Module, replay: Callable[[], Iterator[Tensor]]) -> str | None:
