@@ -158,6 +158,28 @@ def test_the_map_of_a_mixer_is_that_of_its_scans(variant: str) -> None:
         assert torch.equal(found.parts["backward"], found.parts["backward"].triu())
 
 
+@torch.no_grad()
+def test_the_map_of_a_mixer_of_four_directions_is_that_of_its_scans() -> None:
+    """A 3 x 4 map, walked along its rows and down its columns."""
+    mixer, u = MambaMixer(8, d_state=4, variant="v3").double(), torch.randn(2, 12, 8, dtype=torch.float64)
+    across = order("column", (3, 4))[None]
+    scans: dict[str, Scan] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_maps, "scan_map", lambda given: scans.update(given) or scan_map(given))
+        found = token_map(mixer, u, across=across)
+    y = torch.zeros(2, 12, 16, dtype=torch.float64)
+    for scan in scans.values():
+        alpha, x = hidden_attention(scan.inputs, reverse=scan.reverse), scan.inputs.x
+        own = torch.einsum("bets,bse->bte", alpha, x) + scan.inputs.D * x
+        y += own if scan.order is None else own[:, scan.order.argsort()]
+    out = mixer.out_proj(0.25 * y * nn.functional.silu(mixer.in_proj(u).chunk(2, -1)[1]))
+    torch.testing.assert_close(out, mixer(u, across=across), atol=1e-12, rtol=1e-12)
+    assert list(found.parts) == ["forward", "backward", "across forward", "across backward"]
+    walked = found.parts["across backward"][:, across[0][:, None], across[0]]
+    assert torch.equal(walked, walked.triu())
+    torch.testing.assert_close(found.mean.sum(-1), torch.ones(2, 12, dtype=torch.float64))
+
+
 def test_a_causal_call_has_no_backward_direction() -> None:
     found = token_map(MambaMixer(8), torch.randn(1, 5, 8), causal=True)
     assert list(found.parts) == ["forward"]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
 from hybridmap.errors import UserError
 from hybridmap.layers.registers import positions
@@ -177,6 +179,38 @@ def test_a_page_is_drawn_and_not_blank(backbone: Backbone) -> None:
     framed = drawn(explain(backbone, image, query=(0, 5)))
     assert (framed == torch.tensor([0, 230, 255])).all(-1).any()
     assert not (whole == torch.tensor([0, 230, 255])).all(-1).any()
+
+
+@pytest.mark.parametrize("scan", ["row", "cluster(2)"])
+def test_four_directions(scan: str) -> None:
+    backbone = ARM.Config(embed_dim=16, depth=2, img_size=(16, 24), patch_size=4, scan=scan).build().eval()
+    found = explain(backbone, torch.randn(IMAGE), layers=(1,), query=(1, 3), parts=True)
+    assert found.directions == ("forward", "backward", "across forward", "across backward")
+    place = found.sequence.tolist().index(9)
+    earlier = [source for source in found.sequence.tolist()[: place + 1] if source >= 0]
+    assert found.shares[0].patches.flatten().nonzero().flatten().tolist() == sorted(earlier)
+    row, column = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    above = (column < 3) | ((column == 3) & (row <= 1))
+    assert torch.equal(found.shares[2].patches > 0, above)
+    assert all(float(share.patches.sum()) + share.prefix == pytest.approx(1, abs=1e-5) for share in found.shares)
+
+
+def test_a_class_token_among_the_patches() -> None:
+    backbone = Vim.Config(embed_dim=16, depth=1, img_size=(16, 24), patch_size=4, rope=False).build().eval()
+    found = explain(backbone, torch.randn(IMAGE))
+    assert found.listener == "the prefix token"
+    assert found.sequence.tolist().index(-1) == 12
+    assert drawn(found).float().std() > 30
+
+
+def test_layers_in_pairs_read_from_both_ends() -> None:
+    changes: dict[str, Any] = {"bidirectional_pairs": True, "mixer": "uni"}
+    backbone = Vim.Config(embed_dim=16, depth=2, img_size=(16, 24), patch_size=4, **changes).build().eval()
+    found = explain(backbone, torch.randn(IMAGE), query=(1, 3))
+    first, second = (share.patches.flatten() > 0 for share in found.shares)
+    assert torch.equal(first, torch.arange(24) <= 9)
+    assert torch.equal(second, torch.arange(24) >= 9)
+    assert found.directions == ("forward", "forward, from the end")
 
 
 def test_a_page_grows_by_rows_of_eight_maps() -> None:

@@ -17,7 +17,7 @@ Source: The Hidden Attention of Mamba Models (arXiv:2403.01590), sections 3 and 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from hybridmap import ops
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.sequence import SequenceBackbone
+from hybridmap.backbones.vim import MambaStack
 from hybridmap.errors import UserError
 from hybridmap.layers.attention import Attention
 from hybridmap.layers.mamba import Mamba, MambaMixer, at_least_float32, scan_parameters
@@ -175,7 +176,10 @@ def _(
 
 
 @token_map.register(MambaMixer)
-def _(mixer: MambaMixer, u: Float[Tensor, "B L D"], causal: bool = False) -> TokenMap:
+def _(
+    mixer: MambaMixer, u: Float[Tensor, "B L D"], causal: bool = False, across: Int[Tensor, "#B L"] | None = None
+) -> TokenMap:
+    """Of whole images only, which all have the same walk ``across``."""
     x = mixer.in_proj(u).chunk(2, dim=-1)[0]
     forward, *rest = mixer.directions
     scans = {"forward": _scan(x, forward.parameters_of_scan())}
@@ -184,6 +188,10 @@ def _(mixer: MambaMixer, u: Float[Tensor, "B L D"], causal: bool = False) -> Tok
         scans["backward"] = Scan(inputs=scans["forward"].inputs._replace(A=A), reverse=True)
     elif not causal and rest:
         scans["backward"] = _scan(x, rest[0].parameters_of_scan(), reverse=True)
+    if not causal and across is not None:
+        for direction, name in zip(rest[1:], ("across forward", "across backward"), strict=True):
+            walked = _scan(x[:, across[0]], direction.parameters_of_scan(), direction.reverse)
+            scans[name] = replace(walked, order=across[0])
     return scan_map(scans)
 
 
@@ -219,6 +227,12 @@ def _known(module: nn.Module) -> Iterator[nn.Module]:
             yield from _known(child)
 
 
+def _mirrored(found: TokenMap) -> TokenMap:
+    """The map of a layer that was given its sequence from the end."""
+    parts = {f"{name}, from the end": part.flip(-1, -2) for name, part in found.parts.items()}
+    return replace(found, mean=found.mean.flip(-1, -2), parts=parts)
+
+
 @torch.no_grad()
 def capture(
     backbone: Backbone, images: Float[Tensor, "B C H W"], layers: Collection[int], keep: Callable[[TokenMap], T]
@@ -236,8 +250,11 @@ def capture(
         raise UserError(f"layers have the numbers 0 to {len(found) - 1} in this network, got {', '.join(map(str, missing))}")
     kept: dict[int, T] = {}
 
+    in_pairs = isinstance(backbone, SequenceBackbone) and isinstance(backbone.layers, MambaStack) and backbone.layers.pairs
+
     def look(number: int, mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept[number] = keep(token_map(mixer, *args, **kwargs))
+        made = token_map(mixer, *args, **kwargs)
+        kept[number] = keep(_mirrored(made) if in_pairs and number % 2 else made)  # the second of a pair reads from the end
 
     hooks = [
         found[number].register_forward_pre_hook(partial(look, number), with_kwargs=True) for number in dict.fromkeys(layers)
