@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hybridmap.backbones import HybridNet, MambaVision, ViT
+from hybridmap.backbones import ARM, HybridNet, MambaVision, ViT
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.hashing import hash_ints, uniform
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
@@ -34,6 +34,7 @@ ENCODERS = {
     "mambavision": MambaVision.Config(
         img_size=4 * SIZE, embed_dim=8, depths=(1, 1, 2, 2), stem_dim=8, num_heads=(2, 4), window_size=(8, 3)
     ),
+    "arm": ARM.Config(img_size=SIZE, patch_size=PATCH, embed_dim=WIDTH, depth=3),
 }
 """A tiny network of each family."""
 

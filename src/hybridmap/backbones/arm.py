@@ -26,11 +26,11 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from hybridmap.backbones.base import Head
-from hybridmap.backbones.sequence import SequenceBackbone
+from hybridmap.backbones.sequence import SequenceBackbone, init_patch_embed
 from hybridmap.errors import UserError
 from hybridmap.layers.block import MambaMlpBlock, Stack
 from hybridmap.layers.decay import no_decay
-from hybridmap.layers.mamba import MambaMixer
+from hybridmap.layers.mamba import MambaMixer, init_mixers
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import on_grid, sincos_2d
 from hybridmap.tokens.scan import down_columns, order
@@ -108,10 +108,7 @@ class ARM(SequenceBackbone):
 
         With ``init="released"`` the directions beyond the first have no initial step sizes.
         """
-        patch = self.patch_embed.proj
-        nn.init.normal_(patch.weight, std=patch.weight[0].numel() ** -0.5 / 0.87962566103423978)  # timm 0.4.12 lecun_normal_
-        assert patch.bias is not None
-        nn.init.zeros_(patch.bias)
+        init_patch_embed(self.patch_embed.proj)
         for parameter in (self.cls_token, self.cls_pos) if self.config.cls_token else ():
             trunc_normal_(parameter, std=0.02)
         if self.config.positions == "sincos":
@@ -123,11 +120,7 @@ class ARM(SequenceBackbone):
             assert isinstance(block, MambaMlpBlock)
             for linear in (block.mlp.gate, block.mlp.up, block.mlp.down):
                 nn.init.zeros_(linear.bias)
-            mixer = block.mixer
-            assert isinstance(mixer, MambaMixer)
-            mixer.out_proj.weight.div_(len(self.layers) ** 0.5)
-            for direction in mixer.directions[1:] if self.config.init == "released" else ():
-                nn.init.zeros_(direction.dt_proj.bias)
+        init_mixers([m for m in self.modules() if isinstance(m, MambaMixer)], self.config.init == "released")
         self.init_linear(self.head.fc)
 
     def init_linear(self, module: nn.Module) -> None:

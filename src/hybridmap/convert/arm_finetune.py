@@ -6,37 +6,19 @@ Source: OliverRensu/ARM:Finetuning/models_mamba.py @ 996d93e (names and shapes).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.vim import class_positions
 from hybridmap.convert.mamba_reg import mixer_rules
 from hybridmap.convert.origin import AFFINE, Origin, Rule, Shapes, indices, rename, square
+from hybridmap.convert.vim import Positions
 
 DIRECTIONS = {"": "fwd", "_b": "bwd", "_c": "col_fwd", "_c_b": "col_bwd"}
 """Suffix of the official names -> our direction."""
 
 MLP = {"w1": "gate", "w2": "up", "w3": "down"}
 """Official parts of the gated MLP -> ours."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MiddleRow(Rule):
-    """An official table along the sequence is our table of the patches, and our row of the class token in their middle."""
-
-    def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        middle = (tensor.shape[1] - 1) // 2
-        before, row, behind = tensor.split([middle, 1, tensor.shape[1] - middle - 1], dim=1)
-        patches, token = self.ours
-        return {patches: torch.cat([before, behind], dim=1), token: row.clone()}
-
-    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        patches, row = (tensors[name] for name in self.ours)
-        middle = patches.shape[1] // 2
-        return torch.cat([patches[:, :middle], row, patches[:, middle:]], dim=1)
 
 
 class ArmFinetune(Origin):
@@ -49,10 +31,11 @@ class ArmFinetune(Origin):
         return {"cls_token", "pos_embed", "layers.0.mixer.A_c_b_log", "layers.0.mlp.w1.weight"} <= shapes.keys()
 
     def rules(self, shapes: Shapes) -> list[Rule]:
+        patches = shapes.get("pos_embed", (1, 2))[1] - 1
         return [
             *rename("patch_embed.proj", "patch_embed.proj", AFFINE),
             *rename("cls_token", "cls_token"),
-            MiddleRow(official="pos_embed", ours=("pos_embed", "cls_pos")),
+            Positions(official="pos_embed", ours=("cls_pos", "pos_embed"), rows=class_positions("middle", patches)),
             *layer_rules(shapes, DIRECTIONS),
             *rename("norm_f", "norm", AFFINE),
             *rename("head", "head.fc", AFFINE, optional="the file has no classifier"),
