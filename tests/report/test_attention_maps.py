@@ -10,6 +10,8 @@ from hybridmap import ops
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.errors import UserError
 from hybridmap.layers import Attention, Mamba, MambaMixer
+from hybridmap.layers.mambavision import MambaVisionMixer
+from hybridmap.layers.ss2d import SS2D
 from hybridmap.ops.selective_scan.reference import Direction
 from hybridmap.report import attention_maps
 from hybridmap.report.attention_maps import (
@@ -156,6 +158,63 @@ def test_the_map_of_a_mixer_is_that_of_its_scans(variant: str) -> None:
     assert torch.equal(found.parts["forward"], found.parts["forward"].tril())
     if variant != "uni":
         assert torch.equal(found.parts["backward"], found.parts["backward"].triu())
+
+
+def scans_of(mixer: nn.Module, u: Tensor) -> tuple[dict[str, Scan], TokenMap]:
+    """The scans from which a mixer's map is made, and the map."""
+    scans: dict[str, Scan] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_maps, "scan_map", lambda given, *grid: scans.update(given) or scan_map(given, *grid))
+        return scans, token_map(mixer, u)
+
+
+def output_of(scan: Scan) -> Tensor:
+    """What a scan gives by its hidden attention, in the order of the layer's sequence."""
+    alpha, x = hidden_attention(scan.inputs, reverse=scan.reverse), scan.inputs.x
+    y = torch.einsum("bets,bse->bte", alpha, x) + scan.inputs.D * x
+    return y if scan.order is None else y[:, scan.order.argsort()]
+
+
+@torch.no_grad()
+def test_the_map_of_mambavisions_mixer_is_that_of_its_scan() -> None:
+    mixer, u = MambaVisionMixer(8, d_state=4).double(), torch.randn(2, 9, 8, dtype=torch.float64)
+    scans, found = scans_of(mixer, u)
+    mixer.out_proj = nn.Identity()  # type: ignore[assignment]
+    torch.testing.assert_close(output_of(scans["forward"]), mixer(u)[..., :4], atol=1e-12, rtol=1e-12)
+    assert torch.equal(found.mean, found.mean.tril())
+
+
+@torch.no_grad()
+def test_the_map_of_vmambas_mixer_is_that_of_its_four_scans() -> None:
+    mixer, u = SS2D(8, d_state=2).double(), torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    scans, found = scans_of(mixer, u)
+    out = mixer.out_proj(mixer.out_norm(sum(output_of(scan) for scan in scans.values())))
+    torch.testing.assert_close(out, mixer(u).flatten(1, 2), atol=1e-12, rtol=1e-12)
+    assert list(scans) == ["rows forward", "columns forward", "rows backward", "columns backward"]
+    assert found.grid == (3, 4)
+    columns = order("column", (3, 4))
+    in_columns = found.parts["columns forward"][:, columns[:, None], columns]
+    assert torch.equal(in_columns, in_columns.tril())
+
+
+def test_attention_with_normed_queries_and_keys() -> None:
+    attention, x = Attention(12, 3, qk_norm=True).double(), torch.randn(2, 7, 12, dtype=torch.float64)
+    with torch.no_grad():
+        attention.q_norm.weight.normal_()
+        weights = torch.stack(list(token_map(attention, x).parts.values()), 1)
+        v = attention.qkv(x).unflatten(-1, (3, 3, 4))[:, :, 2].transpose(1, 2)
+        out = attention.proj((weights @ v).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(out, attention(x), atol=1e-12, rtol=1e-12)
+
+
+def test_windows_are_joined_without_their_padding() -> None:
+    """3 x 5 positions in windows of 2 x 2: six windows, in each of which all hear all alike."""
+    found = TokenMap(letter="T", mean=torch.full((6, 4, 4), 0.25), parts={})
+    joined = attention_maps.join_windows(found, 3, 5, 2)
+    assert joined.grid == (3, 5)
+    row, column = torch.arange(15) // 5, torch.arange(15) % 5
+    same = (row[:, None] // 2 == row // 2) & (column[:, None] // 2 == column // 2)
+    assert torch.equal(joined.mean[0], same * 0.25)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
+from hybridmap.backbones.vmamba import VMamba
 from hybridmap.errors import UserError
 from hybridmap.layers.registers import positions
 from hybridmap.report.attention_maps import TokenMap, capture, token_map
@@ -179,6 +182,24 @@ def test_a_page_is_drawn_and_not_blank(backbone: Backbone) -> None:
     framed = drawn(explain(backbone, image, query=(0, 5)))
     assert (framed == torch.tensor([0, 230, 255])).all(-1).any()
     assert not (whole == torch.tensor([0, 230, 255])).all(-1).any()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers", "grids"),
+    [
+        (MambaVision.Config(embed_dim=16, depths=(1, 1, 2, 2), num_heads=(2, 2), window_size=(3, 2)), "MTMT", [(4, 6), (2, 3)]),
+        (VMamba.Config(embed_dim=8, depths=(1, 1, 2)), "MMMM", [(16, 24), (8, 12), (4, 6)]),
+    ],
+    ids=["MambaVision", "VMamba"],
+)
+def test_backbones_of_several_resolutions(backbone: Any, layers: str, grids: list[tuple[int, int]]) -> None:
+    backbone = replace(backbone, patch_size=4 * 2 ** (len(backbone.depths) - 1), img_size=(64, 96)).build().eval()
+    found = explain(backbone, torch.randn(1, 3, 64, 96), query=(0, 1))
+    assert "".join(share.title.split("(")[1][0] for share in found.shares) == layers
+    assert list(dict.fromkeys(tuple(share.patches.shape) for share in found.shares)) == grids
+    for share in found.shares:
+        assert 0 < float(share.patches.sum()) <= 1 + 1e-5
+    assert drawn(found).float().std() > 30
 
 
 @pytest.mark.parametrize("scan", ["row", "cluster(2)"])

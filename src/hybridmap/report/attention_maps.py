@@ -24,17 +24,23 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
 from hybridmap import ops
 from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.hierarchical import HierarchicalBackbone, Stage
+from hybridmap.backbones.mambavision import WindowStage
 from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.backbones.vim import MambaStack
 from hybridmap.errors import UserError
 from hybridmap.layers.attention import Attention
 from hybridmap.layers.mamba import Mamba, MambaMixer, at_least_float32, scan_parameters
+from hybridmap.layers.mambavision import MambaVisionMixer
+from hybridmap.layers.ss2d import DIRECTIONS, SS2D
 from hybridmap.ops.mamba_inner import Parameters, scan_inputs
 from hybridmap.ops.selective_scan.reference import Direction
+from hybridmap.tokens.scan import order
 
 T = TypeVar("T")
 
@@ -169,7 +175,7 @@ def _(
 ) -> TokenMap:
     heads = mixer.qkv(x).unflatten(-1, (3, mixer.num_heads, mixer.head_width))  # (B, L, 3, H, D/H)
     q, k, _ = heads.permute(2, 0, 3, 1, 4).unbind(0)
-    weights = attention_weights(q, k, allowed, causal)
+    weights = attention_weights(mixer.q_norm(q), mixer.k_norm(k), allowed, causal)
     return TokenMap(
         letter="T", mean=weights.mean(1), parts={f"head {number}": head for number, head in enumerate(weights.unbind(1))}
     )
@@ -202,6 +208,32 @@ def _(mixer: Mamba, hidden_states: Float[Tensor, "B L D"], inference_params: Any
     return scan_map({"forward": _scan(x, p)})
 
 
+@token_map.register(MambaVisionMixer)
+def _(mixer: MambaVisionMixer, u: Float[Tensor, "B L D"]) -> TokenMap:
+    """Of the half of the channels that is scanned."""
+    x, ahead = mixer.in_proj(u).chunk(2, dim=-1)[0], mixer.d_conv // 2
+    c = ops.causal_conv1d(F.pad(x, (0, 0, 0, ahead)), mixer.conv_x.weight.squeeze(1))[:, ahead:]
+    p = scan_parameters(mixer.conv_x, mixer.x_proj, mixer.dt_proj, mixer.A_log, mixer.D)
+    return scan_map({"forward": Scan(inputs=Direction(*scan_inputs(c, p._replace(bias=2 * p.bias))))})
+
+
+@token_map.register(SS2D)
+def _(mixer: SS2D, u: Float[Tensor, "B rows columns D"]) -> TokenMap:
+    c = F.silu(mixer.conv2d(mixer.in_proj(u).permute(0, 3, 1, 2))).flatten(2).mT  # (B, L, E), row by row
+    grid = (u.shape[1], u.shape[2])
+    walks = {"row": None, "column": order("column", grid, u.device)}
+    A, D = -at_least_float32(mixer.A_logs).exp(), mixer.Ds
+    scans = {}
+    for k, (reverse, walk) in enumerate((reverse, walk) for reverse in (False, True) for walk in walks):
+        place = walks[walk]
+        x = c if place is None else c[:, place]
+        delta, B, C = F.linear(x, mixer.x_proj_weight[k]).split([mixer.dt_rank, mixer.d_state, mixer.d_state], -1)
+        dt = F.linear(delta, mixer.dt_projs_weight[k])
+        inputs = Direction(x, dt, A.chunk(DIRECTIONS)[k], B, C, D.chunk(DIRECTIONS)[k], mixer.dt_projs_bias[k])
+        scans[f"{walk}s {'backward' if reverse else 'forward'}"] = Scan(inputs=inputs, reverse=reverse, order=place)
+    return scan_map(scans, grid)
+
+
 def _scan(x: Float[Tensor, "B L E"], p: Parameters, reverse: bool = False) -> Scan:
     c = ops.causal_conv1d(x, p.taps, p.taps_bias, reverse=reverse)
     return Scan(inputs=Direction(*scan_inputs(c, p)), reverse=reverse)
@@ -209,7 +241,12 @@ def _scan(x: Float[Tensor, "B L E"], p: Parameters, reverse: bool = False) -> Sc
 
 def mixers(backbone: Backbone) -> list[nn.Module]:
     """What mixes the tokens of each layer, in execution order; a block without a known mixer stands for itself."""
-    blocks = list(backbone.layers) if isinstance(backbone, SequenceBackbone) else [backbone]
+    if isinstance(backbone, SequenceBackbone):
+        blocks = list(backbone.layers)
+    elif isinstance(backbone, HierarchicalBackbone):
+        blocks = [block for stage in backbone.stages if isinstance(stage, Stage) for block in stage.blocks]
+    else:
+        blocks = [backbone]
     return [mixer for block in blocks for mixer in (list(_known(block)) or [block])]
 
 
@@ -225,6 +262,26 @@ def _known(module: nn.Module) -> Iterator[nn.Module]:
     else:
         for child in module.children():
             yield from _known(child)
+
+
+def join_windows(found: TokenMap, rows: int, columns: int, window: int) -> TokenMap:
+    """The map of windows (B windows, window^2, window^2), padded at the right and at the bottom, as one of the whole grid.
+
+    Where there is padding, rows of the map sum to less than one: the rest is heard from there.
+    """
+    padded = (rows + -rows % window, columns + -columns % window)
+    places = torch.arange(padded[0] * padded[1], device=found.mean.device).view(1, *padded, 1)
+    places = window_partition(places, (window, window)).flatten(1)  # (windows, window^2)
+    inside = (torch.arange(padded[0])[:, None] < rows) & (torch.arange(padded[1]) < columns)
+    real = inside.flatten().nonzero().flatten().to(places.device)
+
+    def joined(weights: Float[Tensor, "windows W W"]) -> Float[Tensor, "B L L"]:
+        whole = weights.new_zeros(len(weights) // len(places), inside.numel(), inside.numel())
+        whole[:, places[:, :, None], places[:, None]] = weights.unflatten(0, (-1, len(places)))
+        return whole[:, real[:, None], real]
+
+    parts = {name: joined(part) for name, part in found.parts.items()}
+    return TokenMap(letter=found.letter, mean=joined(found.mean), parts=parts, grid=(rows, columns))
 
 
 def _mirrored(found: TokenMap) -> TokenMap:
@@ -249,16 +306,28 @@ def capture(
     if missing:
         raise UserError(f"layers have the numbers 0 to {len(found) - 1} in this network, got {', '.join(map(str, missing))}")
     kept: dict[int, T] = {}
-
+    windows: list[tuple[int, int, int]] = []  # rows, columns and window of the stage that runs, where it has windows
     in_pairs = isinstance(backbone, SequenceBackbone) and isinstance(backbone.layers, MambaStack) and backbone.layers.pairs
 
     def look(number: int, mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         made = token_map(mixer, *args, **kwargs)
-        kept[number] = keep(_mirrored(made) if in_pairs and number % 2 else made)  # the second of a pair reads from the end
+        if windows:
+            made = join_windows(made, *windows[0])
+        elif in_pairs and number % 2:  # the second of a pair reads from the end
+            made = _mirrored(made)
+        kept[number] = keep(made)
+
+    def enter(stage: WindowStage, args: tuple[Any, ...]) -> None:
+        windows.append((*args[0].shape[-2:], stage.window))
+
+    def leave(stage: WindowStage, args: tuple[Any, ...], output: Any) -> None:
+        windows.clear()
 
     hooks = [
         found[number].register_forward_pre_hook(partial(look, number), with_kwargs=True) for number in dict.fromkeys(layers)
     ]
+    for stage in (module for module in backbone.modules() if isinstance(module, WindowStage)):
+        hooks += [stage.register_forward_pre_hook(enter), stage.register_forward_hook(leave)]
     try:
         backbone.forward_features(images)
     finally:
@@ -274,6 +343,7 @@ __all__ = [
     "capture",
     "hidden_attention",
     "is_known",
+    "join_windows",
     "mixers",
     "scan_map",
     "token_map",
