@@ -16,7 +16,7 @@ from torch import Tensor
 from hybridmap.backbones import ARM, HybridNet, MambaVision, Vim, ViT
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
-from hybridmap.convert.resize import resized
+from hybridmap.convert.resize import resized, with_channels
 from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
 
@@ -316,6 +316,26 @@ def test_weights_are_resampled_for_another_size(name: str) -> None:
     assert all(torch.equal(same.weights[key], loaded.weights[key]) for key in loaded.weights)
     with pytest.raises(UserError, match="must be a multiple of the patch size"):
         resized(loaded, patch + 1)
+
+
+@pytest.mark.parametrize("name", ["map-pretrain-a", "mae-vit-globalpool", "vim-v2-midcls", "arm-finetune-a", "mambavision-a"])
+def test_weights_are_adapted_to_other_channels(name: str) -> None:
+    state, told = official(name)
+    loaded = convert(state, **told)
+    grey = with_channels(loaded, 1)
+    coloured, plain = (part.config.build() for part in (loaded, grey))
+    coloured.load_state_dict(loaded.backbone)
+    plain.load_state_dict(grey.backbone)
+    size = coloured.default_cfg["input_size"][1:]
+    image = torch.randn(2, 1, *size)
+    torch.testing.assert_close(plain.eval()(image), coloured.eval()(image.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
+    assert with_channels(loaded, 3) is loaded
+    assert not any(key.startswith("decoder.") for key in grey.weights)
+    assert all("old channels" in grey.report.dropped[key] for key in loaded.weights if key.startswith("decoder."))
+    with pytest.raises(UserError, match="at least one channel"):
+        with_channels(loaded, 0)
+    with pytest.raises(UserError, match="only three channels become 4, but the file has 1"):
+        with_channels(grey, 4)
 
 
 def test_weights_and_checkpoints_of_a_run_are_read_as_ours(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import tyro
 from hybridmap.cli.flags import Common, parse
 from hybridmap.convert import load_checkpoint
 from hybridmap.convert.ours import write_ours
-from hybridmap.convert.resize import resized
+from hybridmap.convert.resize import resized, with_channels
 from hybridmap.errors import UserError
 
 
@@ -29,6 +29,8 @@ class Options(Common):
     """Heads of the Transformer layers where they are not those of the released sizes; no shape tells them."""
     img_size: int | None = None
     """Resample the positions to square images of this side in pixels."""
+    in_chans: int | None = None
+    """Adapt the first layer to images of so many channels."""
     keep_untrained: bool = False
     """Also keep what the released pretraining saves but never trains."""
 
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     loaded = load_checkpoint(options.file, ema=options.ema, num_heads=options.num_heads, keep_untrained=options.keep_untrained)
     if options.img_size is not None:
         loaded = resized(loaded, options.img_size)
+    if options.in_chans is not None:
+        loaded = with_channels(loaded, options.in_chans)
     write_ours(loaded, options.output, source=options.file)
     print(f"{options.file} is of {loaded.family}: {loaded.report}")
     return 0

@@ -1,8 +1,11 @@
-"""The same weights for another image size: whatever a network stores per position is resampled to the new grid."""
+"""The same weights for other images: positions resampled to another grid, the first layer for other channels."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+
+import torch
+from timm.models._manipulate import adapt_input_conv
 
 from hybridmap.convert.origin import Loaded
 from hybridmap.errors import UserError
@@ -29,3 +32,28 @@ def resized(loaded: Loaded, img_size: int | tuple[int, int]) -> Loaded:
     if DECODER_POSITIONS in weights:
         weights[DECODER_POSITIONS] = resample(weights[DECODER_POSITIONS], before, backbone.grid).contiguous()
     return replace(loaded, weights=weights, config=backbone.config)
+
+
+def with_channels(loaded: Loaded, in_chans: int) -> Loaded:
+    """Weights and configuration for images of ``in_chans`` channels: the first layer sums over colours, or repeats them.
+
+    That is timm's rule. A pretraining decoder, which predicts the old channels, is left out.
+
+    Raises:
+        UserError: if it is not known which network the weights belong to, or the rule does not say how.
+    """
+    if loaded.config is None:
+        raise UserError("channels can be adapted only where the file says which backbone it is of; leave them out")
+    if in_chans < 1:
+        raise UserError(f"an image has at least one channel, got in_chans={in_chans}")
+    if in_chans == loaded.config.in_chans:
+        return loaded
+    if in_chans != 1 and loaded.config.in_chans != 3:
+        raise UserError(f"only three channels become {in_chans}, but the file has {loaded.config.in_chans}; try in_chans=1")
+    config = replace(loaded.config, in_chans=in_chans)
+    with torch.device("meta"):
+        first = config.build().default_cfg["first_conv"] + ".weight"
+    weights = loaded.backbone | {first: adapt_input_conv(in_chans, loaded.weights[first])}
+    decoder = dict.fromkeys(loaded.weights.keys() - weights.keys(), "the decoder predicts the old channels")
+    report = replace(loaded.report, loaded=tuple(weights), dropped=loaded.report.dropped | decoder)
+    return replace(loaded, weights=weights, config=config, report=report, decoder={})
