@@ -34,7 +34,24 @@ def trace(backbone: Backbone, size: tuple[int, int], batch: int | None = None) -
     """The graph of ``backbone`` for (batch, in_chans, *size) images, on the device of its parameters; None is any batch."""
     images = _noise(backbone, size, batch or 2)
     with torch.no_grad():
-        return torch.export.export(backbone.eval(), (images,), dynamic_shapes=({} if batch else {0: Dim("batch")},))
+        return torch.export.export(backbone.eval(), (images,), dynamic_shapes=None if batch else ({0: Dim("batch")},))
+
+
+def check_onnx(backbone: Backbone) -> None:
+    """See whether ONNX can be written, before anything is traced.
+
+    Raises:
+        UserError: if onnx or onnxscript is not installed, or the weights are too large for one file.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"writing ONNX needs {' and '.join(missing)}, which is not installed; try {EXTRA}, or --format pt2")
+    weight = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
+    if weight > LARGEST_ONNX:
+        raise UserError(
+            f"one ONNX file holds at most {LARGEST_ONNX / 1e9:.1f} GB, but the weights take {weight / 1e9:.1f} GB; "
+            "try --format pt2"
+        )
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -44,20 +61,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
 
 
 def save_onnx(program: ExportedProgram, path: Path, output: str = "features") -> None:
-    """Write one .onnx file, weights inside, with the input ``images`` and one output of the given name.
-
-    Raises:
-        UserError: if onnx or onnxscript is not installed, or the weights are too large for one file.
-    """
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"writing ONNX needs {' and '.join(missing)}, which is not installed; try {EXTRA}, or --format pt2")
-    weight = sum(value.numel() * value.element_size() for value in program.state_dict.values())
-    if weight > LARGEST_ONNX:
-        raise UserError(
-            f"one ONNX file holds at most {LARGEST_ONNX / 1e9:.1f} GB, but the weights take {weight / 1e9:.1f} GB; "
-            "try --format pt2"
-        )
+    """Write one .onnx file, weights inside, with the input ``images`` and one output of the given name."""
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
     from hybridmap.ops.onnx import translations
@@ -100,6 +104,8 @@ def export(
         UserError: if it differs by more than TOLERANCE, a package is missing, or it cannot be written. What was at ``output``
             before is then still there.
     """
+    if format == "onnx":
+        check_onnx(backbone)
     program = trace(backbone, size, batch)
     with replacing(output) as temporary:
         if format == "pt2":

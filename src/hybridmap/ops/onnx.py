@@ -18,16 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnxscript import FLOAT, graph, script
-from onnxscript import opset18 as op
+from onnxscript import FLOAT, graph, opset18, script
 
 from hybridmap.ops.mamba_inner import Parameters, grouped
 from hybridmap.ops.selective_scan.reference import Direction
 
+op: Any = opset18  # typed by element type, which is not known here
 _END = 2**31 - 1
 """What ONNX understands as the last index of any axis; its negative as the first, walking backwards."""
-
-# The bodies of Scan are compiled from their source by onnxscript, which checks their types itself.
 
 
 @script(default_opset=op)
@@ -73,15 +71,15 @@ def _columns(x: Any, first: int, last: int) -> Any:
     return op.Slice(x, *(op.Constant(value_ints=[value]) for value in (first, last, -1)))
 
 
-def _scan(d: Direction, start: Any, softplus: bool, reverse: bool) -> tuple[Any, Any]:
-    """(sum over the states plus D x, last state) of one direction, before any gate."""
+def _scan(d: Any, start: Any, softplus: bool, reverse: bool) -> tuple[Any, Any]:
+    """(sum over the states plus D x, last state) of one ``Direction``, before any gate."""
     delta = d.dt if d.bias is None else op.Add(d.dt, d.bias)
     if softplus:
         delta = op.Softplus(delta)
-    by_token = [op.Transpose(v, perm=[1, 0, 2]) for v in (delta, op.Mul(delta, d.x), d.B, d.C)]
+    delta, driven, B, C = (op.Transpose(v, perm=[1, 0, 2]) for v in (delta, op.Mul(delta, d.x), d.B, d.C))
     if start is None:
         start = op.ConstantOfShape(op.Concat(op.Shape(d.x, start=0, end=1), op.Shape(d.A), axis=0))
-    last, y = _recurrence(start, *by_token, d.A, reads=[int(reverse)] * 4, writes=[int(reverse)])
+    last, y = _recurrence(start, delta, driven, B, C, d.A, reads=[int(reverse)] * 4, writes=[int(reverse)])
     y = op.Transpose(y, perm=[1, 0, 2])
     return (y if d.D is None else op.Add(y, op.Mul(d.D, d.x))), last
 
