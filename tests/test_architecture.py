@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokens": BASE | {"ops"},
     "backbones": BASE | {"ops", "layers", "tokens"},
     "convert": MODEL,
+    "export": MODEL,
     "objectives": MODEL,
     "data": BASE,
     "train": BASE,
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": MODEL | {"objectives", "data"},
     "recipes": MODEL | {"objectives", "tasks", "data", "train", "convert"},
     "bench": MODEL | {"train"},
-    "cli": MODEL | {"objectives", "tasks", "data", "train", "convert", "recipes", "report", "bench", "__init__"},
+    "cli": MODEL | {"objectives", "tasks", "data", "train", "convert", "recipes", "report", "bench", "export", "__init__"},
     "__init__": MODEL | {"objectives", "train", "recipes"},  # those beyond MODEL when they are first used
     "__main__": {"cli"},
 }

@@ -25,7 +25,7 @@ from hybridmap.ops.mamba_inner import fused, reference
 from hybridmap.ops.mamba_inner.reference import Parameters, scan_inputs
 from hybridmap.ops.selective_scan import keeps_states, kept_states
 
-__all__ = ["Parameters", "mamba_inner", "scan_inputs"]
+__all__ = ["Parameters", "grouped", "mamba_inner", "scan_inputs"]
 
 
 def mamba_inner(
@@ -72,7 +72,7 @@ def _prepared(xz: Tensor, p: Parameters) -> Parameters:
     return Parameters(taps, taps_bias, p.x_proj.to(xz.dtype), p.dt_proj.to(xz.dtype), A, D, bias)  # pyright: ignore[reportArgumentType]
 
 
-def _grouped(tensors: Sequence[Tensor | None]) -> list[Parameters]:
+def grouped(tensors: Sequence[Tensor | None]) -> list[Parameters]:
     """The flat arguments of the operator by direction; the second is absent if its first tensor is."""
     size = len(Parameters._fields)
     return [Parameters(*tensors[i : i + size]) for i in (0, size) if tensors[i] is not None]  # pyright: ignore[reportArgumentType]
@@ -95,7 +95,7 @@ _INPUTS = ", ".join(
 )
 def _mamba_inner(xz, *args):
     *tensors, scale, save_ckpt = args
-    out, kept, projections = fused.forward(xz, _grouped(tensors), scale, save_ckpt)
+    out, kept, projections = fused.forward(xz, grouped(tensors), scale, save_ckpt)
     if len(projections) == 1:
         projections.append(xz.new_empty(0))
     return out, kept, *projections
@@ -104,7 +104,7 @@ def _mamba_inner(xz, *args):
 @_mamba_inner.register_fake
 def _(xz, *args):
     *tensors, _, save_ckpt = args
-    directions = _grouped(tensors)
+    directions = grouped(tensors)
     batch, length, width = xz.shape
     ckpt = kept_states(xz, directions[0].A.shape[1], width // 2, (len(directions),)) if save_ckpt else (0,)
     projections = [xz.new_empty(batch, length, p.x_proj.shape[0]) for p in directions] + [xz.new_empty(0)]
@@ -121,7 +121,7 @@ def _(xz, *args):
 )
 def _mamba_inner_bwd(dout, ckpt, projected_fwd, projected_bwd, xz, *args):
     *tensors, scale = args
-    directions = _grouped(tensors)
+    directions = grouped(tensors)
     kept = ckpt if ckpt.numel() else None
     projections = [projected_fwd, projected_bwd][: len(directions)]
     dxz, gradients = fused.backward(dout, kept, projections, xz, directions, scale)

@@ -1,0 +1,48 @@
+"""Compilation and export of every model, which do not go through shape checks and therefore run in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridmap.backbones.names import MODELS
+
+FAMILIES = sorted({name.partition("_")[0] for name in MODELS})
+
+
+def passes(file: str, words: str, environment: dict[str, str]) -> None:
+    """Run the tests of a file that have these words in their names; there must be some."""
+    path = Path(__file__).with_name(file)
+    outcome = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", words, str(path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_operators_compute_the_same_in_onnx(unchecked_environment: dict[str, str]) -> None:
+    passes("onnx_operators.py", "test", unchecked_environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_model_of_a_family_exports(family: str, unchecked_environment: dict[str, str]) -> None:
+    passes("exported_models.py", f"exports and {family}_", unchecked_environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_model_of_a_family_compiles(family: str, unchecked_environment: dict[str, str]) -> None:
+    passes("exported_models.py", f"compiles and {family}_", unchecked_environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_smallest_model_of_a_family_computes_the_same_elsewhere(family: str, unchecked_environment: dict[str, str]) -> None:
+    passes("exported_models.py", f"elsewhere and {family}_", unchecked_environment)
