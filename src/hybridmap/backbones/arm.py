@@ -63,7 +63,7 @@ class ARM(SequenceBackbone):
             return replace(self, num_classes=0, cls_token=False, pool="avg")
 
     config: ARM.Config
-    fresh_parts = ("norm.",)
+    fresh_parts = ("cls_", "norm.")
 
     def __init__(self, config: ARM.Config) -> None:
         super().__init__(config)

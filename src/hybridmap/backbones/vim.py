@@ -164,6 +164,7 @@ class Vim(SequenceBackbone):
             return replace(self, num_classes=0, class_token="none", pool="mean", stride=None)
 
     config: Vim.Config
+    fresh_parts = ("cls_",)
 
     def __init__(self, config: Vim.Config) -> None:
         super().__init__(config)

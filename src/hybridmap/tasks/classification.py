@@ -134,7 +134,7 @@ class Classification(nn.Module, Configurable):
             return "it stands behind the pooling, where pretraining has none"
         if name.startswith("head.fc.") and given is not None and given.shape != own.shape:
             return f"the file's head has {len(given)} classes, this one {len(own)}"
-        if pretrained and given is None and name.startswith(("cls_", *self.backbone.fresh_parts)):
+        if pretrained and given is None and name.startswith(self.backbone.fresh_parts):
             return "pretraining builds the network without it"
         if given is None:
             raise UserError(
