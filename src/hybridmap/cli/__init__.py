@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from hybridmap.errors import UserError
+from hybridmap.ops.heap import keep_freed_memory
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("[images] [--seed N] [--out DIR]", "the first minutes: pretrain on bundled photographs, look, compare"),
@@ -69,6 +70,7 @@ def _run(name: str, arguments: list[str]) -> int:
         from hybridmap.cli.flags import closest
 
         raise UserError(f"there is no command {name!r}; {closest(name, COMMANDS, 'hybridmap --help')}")
+    keep_freed_memory()
     return importlib.import_module(f"hybridmap.cli.{name}").main(arguments)
 
 
