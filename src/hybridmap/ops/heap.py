@@ -1,8 +1,8 @@
 """Memory that was freed stays with the process, where the C library is glibc.
 
 Left alone, glibc gives large pieces back to the system as soon as they are freed, and every layer fetches its activations anew,
-page by page: in inference of Mamba-R-S that is a fifth of the time on one thread and a third on two, since pages are
-handed out one at a time.
+page by page. In inference of Mamba-R-S that was up to a tenth of the time on one thread and up to a third on two, since pages
+are handed out one at a time (docs/diary.md).
 """
 
 from __future__ import annotations
