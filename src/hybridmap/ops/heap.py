@@ -2,7 +2,7 @@
 
 Left alone, glibc gives large pieces back to the system as soon as they are freed, and every layer fetches its activations anew,
 page by page. In inference of Mamba-R-S that was up to a tenth of the time on one thread and up to a third on two, since pages
-are handed out one at a time (docs/diary.md).
+are handed out one at a time; at 896 pixels, where single pieces are large, another third (docs/diary.md).
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ import ctypes
 import os
 import platform
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of ``mallopt``."""
-KEPT = 1 << 30
-"""Bytes that may lie idle at the end of the heap."""
-LARGEST = 32 << 20
-"""Bytes of the largest piece that comes from the heap; glibc admits no more."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of ``mallopt``: what may lie idle at the end of the heap, and how many pieces may lie outside of it."""
 _OWN_WISHES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables by which a user has settled it otherwise."""
 
@@ -29,4 +25,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _OWN_WISHES):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))  # all of it on the heap, none ever returned

@@ -46,9 +46,13 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SLOTS = 32
 """Parts of a batch, at most; each has its own partial sums, so that no sum depends on the number of threads."""
 STRIP = 512
-"""Channels of a strip, at most: the y of one direction of a scan, (L, strip), should stay in the cache of one core."""
+"""Channels of a strip, at most."""
+KEPT_BY_ONE = 1 << 18
+"""Elements of the y of one direction of a scan, (L, strip), at most: a megabyte, which stays in the cache of one core."""
+NARROW = 64
+"""Channels of a strip, at least, where there are so many."""
 TASKS = 16
-"""Strips get narrower until there are so many tasks, or one strip is this narrow."""
+"""Strips get narrower until there are so many tasks."""
 
 Demand = Literal["prebuilt", "jit", "torch"]
 
@@ -116,10 +120,14 @@ def search(demand: Demand | None) -> Library | str:
     return Library(functions, "jit", f"C++ kernel for {ours.name}, {how}")
 
 
-def division(batch: int, channels: int) -> tuple[int, int, int]:
-    """How work is divided, by the shape alone: slots of samples, strips of channels, and channels of a strip."""
+def division(batch: int, channels: int, length: int = 1) -> tuple[int, int, int]:
+    """How work is divided, by the shape alone: slots of samples, strips of channels, and channels of a strip.
+
+    ``length`` is that of sequences of which a task keeps one direction while it works on the other.
+    """
     slots = max(1, min(batch, SLOTS))
-    strips = max(math.ceil(channels / STRIP), min(math.ceil(TASKS / slots), channels // 64), 1)
+    widest = max(NARROW, min(STRIP, KEPT_BY_ONE // max(length, 1)))
+    strips = max(math.ceil(channels / widest), min(math.ceil(TASKS / slots), channels // NARROW), 1)
     lanes = variant().lanes
     strip = max(1, math.ceil(channels / strips / lanes)) * lanes
     return slots, max(1, math.ceil(channels / strip)), strip

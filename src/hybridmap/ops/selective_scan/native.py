@@ -56,7 +56,7 @@ class _Call:
         self.states = A.shape[1]
         self.new = x.new_empty
         self.alive: list[Tensor] = []
-        self.slots, self.strips, strip = native.division(self.batch, self.channels)
+        self.slots, self.strips, strip = native.division(self.batch, self.channels, self.length)
         self.scan = _Scan(
             batch=self.batch,
             length=self.length,
