@@ -22,6 +22,7 @@ from rich.console import Console
 from hybridmap.bench.clock import in_fresh_process, peak_growth
 from hybridmap.bench.operators import Contestant, Direction, Problem, Shape, contestants, outcome, problems, race
 from hybridmap.bench.sheet import Sheet
+from hybridmap.ops.heap import keep_freed_memory
 
 CPU = torch.device("cpu")
 BOTH: Direction = "forward + backward"
@@ -48,6 +49,7 @@ def extra_bytes(name: str) -> float:
 
 def main() -> int:
     """Measure, print, and write a CSV file when asked."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="also write the table there")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds; what is very slow takes part in three at most")

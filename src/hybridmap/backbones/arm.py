@@ -16,9 +16,9 @@ Finetuning/models_mamba.py @ 996d93e.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ from hybridmap.layers.mamba import MambaMixer, init_mixers
 from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import on_grid, sincos_2d
 from hybridmap.tokens.scan import down_columns, order
-from hybridmap.types import Features, Tap
+from hybridmap.types import Features
 
 
 class ARM(SequenceBackbone):
@@ -148,18 +148,8 @@ class ARM(SequenceBackbone):
         before, token, behind = sequence.split([middle, 1, sequence.shape[1] - middle - 1], dim=1)
         return token, torch.cat([before, behind], dim=1)
 
-    def run_layers(
-        self,
-        sequence: Float[Tensor, "B L D"],
-        coords: Float[Tensor, "B V A"],
-        grid: tuple[int, ...],
-        *,
-        causal: bool = False,
-        taps: Collection[int] = (),
-        stop: int | None = None,
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
-        inputs = {} if self.config.directions == 1 else {"across": self.second_walk(coords, grid)}
-        return self.layers(sequence, causal=causal, taps=taps, stop=stop, **inputs)
+    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
+        return {} if self.config.directions == 1 else {"across": self.second_walk(coords, grid)}
 
     def second_walk(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> Int[Tensor, "#B L"]:
         """Positions in the sequence down the columns; the class token stands in the middle here, too."""

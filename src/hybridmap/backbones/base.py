@@ -55,7 +55,13 @@ class Backbone(nn.Module, Configurable):
     first_conv: ClassVar[str] = "patch_embed.proj"
     """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
 
+    fresh_parts: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters that weights of pretraining may lack: they start fresh in fine-tuning."""
+    poolings: ClassVar[tuple[str, ...]] = ()
+    """What timm calls the read-out, where it has a word for it."""
+
     config: Any
+    head: Head
     _marks: tuple[frozenset[str], frozenset[str]]
     embed_dim: int
     num_features: int
@@ -68,8 +74,6 @@ class Backbone(nn.Module, Configurable):
     feature_info: list[dict[str, Any]]
     default_cfg: dict[str, Any]
     pretrained_cfg: dict[str, Any]
-    fresh_parts: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that weights of pretraining may lack, besides class tokens."""
 
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
@@ -171,13 +175,26 @@ class Backbone(nn.Module, Configurable):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
 
-    @abstractmethod
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an ``nn.Identity`` where there is no classifier."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for ``num_classes`` (0 = none); the read-out is part of the architecture and cannot change.
+
+        Raises:
+            UserError: if ``global_pool`` asks for another read-out.
+        """
+        if global_pool not in (None, "", *self.poolings):
+            raise UserError(f"{type(self).__name__} has no pooling {global_pool!r}; leave global_pool out")
+        self.num_classes = num_classes
+        self.config = replace(self.config, num_classes=num_classes)
+        self.head.reset(num_classes)
+        self.init_linear(self.head.fc)
 
     @abstractmethod
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for ``num_classes`` (0 = none)."""
+    def init_linear(self, module: nn.Module) -> None:
+        """Initialise ``module`` as the family initialises the linear maps outside its mixers, if it is one."""
 
 
 class Head(nn.Module):

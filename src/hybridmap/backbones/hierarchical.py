@@ -10,7 +10,6 @@ densely, and hands on the positions of the visible units only. The decoder puts 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -80,6 +79,7 @@ class HierarchicalBackbone(Backbone):
         """Blocks of each stage."""
 
     STEM_STRIDE: ClassVar[int] = 4
+    poolings: ClassVar[tuple[str, ...]] = ("avg",)
 
     stem: nn.Module
     stages: nn.ModuleList
@@ -282,26 +282,6 @@ class HierarchicalBackbone(Backbone):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self._stages():
             stage.checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for ``num_classes`` (0 = none) on the mean of the final map.
-
-        Raises:
-            UserError: if ``global_pool`` asks for another read-out.
-        """
-        if global_pool not in (None, "", "avg"):
-            raise UserError(f"{type(self).__name__} has no pooling {global_pool!r}; leave global_pool out")
-        self.num_classes = num_classes
-        self.config = replace(self.config, num_classes=num_classes)
-        self.head.reset(num_classes)
-        self.init_linear(self.head.fc)
-
-    @abstractmethod
-    def init_linear(self, module: nn.Module) -> None:
-        """Initialise ``module`` as the family initialises the linear maps outside its mixers, if it is one."""
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

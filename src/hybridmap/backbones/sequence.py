@@ -23,7 +23,7 @@ from hybridmap.layers.norm import AddNorm
 from hybridmap.layers.pos_embed import resample
 from hybridmap.tokens.images import partition
 from hybridmap.tokens.select import put
-from hybridmap.types import Features, Patches, Tap
+from hybridmap.types import Features, Patches
 
 
 class SequenceBackbone(Backbone):
@@ -107,18 +107,12 @@ class SequenceBackbone(Backbone):
     def insert_prefix(self, tokens: Float[Tensor, "B V D"], prefix: bool) -> tuple[Float[Tensor, "B L D"], bool]:
         """The sequence that the layers see, and whether it holds prefix tokens."""
 
-    def run_layers(
-        self,
-        sequence: Float[Tensor, "B L D"],
-        coords: Float[Tensor, "B V A"],
-        grid: tuple[int, ...],
-        *,
-        causal: bool = False,
-        taps: Collection[int] = (),
-        stop: int | None = None,
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
-        """The layers, as :meth:`Stack.forward` runs them; ``coords`` and ``grid`` are for families whose layers need places."""
-        return self.layers(sequence, causal=causal, taps=taps, stop=stop)
+    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
+        """What ``layers`` are given besides the sequence, for patches at ``coords`` of a ``grid`` (rows, columns).
+
+        Nothing, unless the layers of a family look at places.
+        """
+        return {}
 
     @abstractmethod
     def split_prefix(self, sequence: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B R D"], Float[Tensor, "B V D"]]:
@@ -139,7 +133,8 @@ class SequenceBackbone(Backbone):
         grid: tuple[int, ...] | None = None,
     ) -> Features:
         sequence, has_prefix = self.insert_prefix(tokens, prefix)
-        branch, stream, tapped = self.run_layers(sequence, coords, grid or self.grid, causal=causal, taps=taps)
+        inputs = self.layer_inputs(coords, grid or self.grid)
+        branch, stream, tapped = self.layers(sequence, causal=causal, taps=taps, **inputs)
         out = self.layers.finish(branch, stream, self.norm if self.norm_tokens else None)
         registers, encoded = self.split_prefix(out) if has_prefix else (out[:, :0], out)
         return Features(patches=encoded, prefix=registers, taps=tapped)
@@ -182,9 +177,8 @@ class SequenceBackbone(Backbone):
         patches = self.partition(x)
         sequence, _ = self.insert_prefix(self.embed(patches), True)
         stop = last + 1 if stop_early else None
-        branch, stream, taps = self.run_layers(
-            sequence, patches.coords, patches.grid or self.grid, taps=take_indices, stop=stop
-        )
+        inputs = self.layer_inputs(patches.coords, patches.grid or self.grid)
+        branch, stream, taps = self.layers(sequence, taps=take_indices, stop=stop, **inputs)
 
         def tokens(branch: Tensor, stream: Tensor | None, norm: AddNorm | None) -> tuple[Tensor, Tensor]:
             """(prefix, patches row by row) of the sum."""
@@ -249,26 +243,6 @@ class SequenceBackbone(Backbone):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.layers.checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for ``num_classes`` (0 = none); the read-out is part of the architecture and cannot change.
-
-        Raises:
-            UserError: if ``global_pool`` asks for another read-out.
-        """
-        if global_pool not in (None, ""):
-            raise UserError(f"{type(self).__name__} has no pooling {global_pool!r}; leave global_pool out")
-        self.num_classes = num_classes
-        self.config = replace(self.config, num_classes=num_classes)
-        self.head.reset(num_classes)
-        self.init_linear(self.head.fc)
-
-    @abstractmethod
-    def init_linear(self, module: nn.Module) -> None:
-        """Initialise ``module`` as the family initialises the linear maps outside its mixers, if it is one."""
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

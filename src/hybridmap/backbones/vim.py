@@ -227,17 +227,8 @@ class Vim(SequenceBackbone):
         own = torch.cat([sequence[:, first : first + 1], sequence[:, count + 1 :]], dim=1)
         return own, torch.cat([sequence[:, :first], sequence[:, first + 1 : count + 1]], dim=1)
 
-    def run_layers(
-        self,
-        sequence: Float[Tensor, "B L D"],
-        coords: Float[Tensor, "B V A"],
-        grid: tuple[int, ...],
-        *,
-        causal: bool = False,
-        taps: Collection[int] = (),
-        stop: int | None = None,
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"] | None, dict[int, Tap]]:
-        return self.layers(sequence, causal=causal, taps=taps, stop=stop, turn=self._turn(coords, grid))
+    def layer_inputs(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> dict[str, Any]:
+        return {"turn": self._turn(coords, grid)}
 
     def _turn(self, coords: Float[Tensor, "B V A"], grid: tuple[int, ...]) -> Callable[[Tensor], Tensor] | None:
         """The rotation of a sequence with patches at these places: by their own angles; of class tokens by none."""

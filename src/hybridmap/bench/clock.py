@@ -26,9 +26,6 @@ _FEW = 3
 _SHORT = 0.1
 """Seconds up to which a call on a CPU is preceded by one that is not counted, so that it finds its own memory on the heap: what
 a neighbour in the round returned to the system would have to be fetched again."""
-_LARGE = 31 << 20
-"""Bytes of a block that is allocated and freed first: from then on glibc keeps freed memory up to twice as large, as it does in
-training, where large tensors come and go."""
 _QUEUED = 0.01
 """Seconds that a measurement on CUDA fills with calls."""
 
@@ -62,7 +59,6 @@ def seconds(run: Callable[[], object], device: torch.device, calls: int = 1) -> 
 
 def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each, taking turns after a round that is not counted; nor is a call right before each short one."""
-    torch.empty(_LARGE, dtype=torch.uint8)
     first = {name: seconds(run, device) for name, run in runs.items()}
     if device.type == "cuda":  # where the very first call has built kernels
         first = {name: seconds(run, device) for name, run in runs.items()}
