@@ -126,7 +126,7 @@ def test_the_decoder_is_cross_attention_written_out(make: Callable[..., ClusterA
     objective = make()
     decoder, (patches, mask) = objective.decoder, drawn(objective, batch)
     features = objective.backbone.encode_visible(patches, mask, taps=range(4))
-    outputs = [decoder.norms[j](features.taps[s].branch) for j, s in enumerate(decoder.reads[:-1])] + [features.patches]
+    outputs = [decoder.norms[j](features.taps[s].branch) for j, s in enumerate(decoder.reads)] + [features.patches]
     channels = decoder.embed(torch.cat(outputs, -1))
     table = sincos_2d(16, (4, 6)).double() * 0 + decoder.pos_embed
     x = decoder.mask_token + table[0, patches.source[:, 4:]]

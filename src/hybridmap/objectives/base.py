@@ -6,11 +6,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybridmap import config as configuration
 from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.sequence import sides
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
 from hybridmap.layers.pos_embed import on_grid
@@ -40,6 +42,11 @@ class Objective(nn.Module, Configurable):
         nn.Module.__init__(self)
         self.config = config
         self.backbone = config.backbone.encoder().build()
+
+    def usual_patches(self) -> Patches:
+        """Those of one blank image of the configured size, on the host: to count and to refuse before the first step."""
+        backbone = self.config.backbone
+        return self.backbone.partition(torch.zeros(1, backbone.in_chans, *sides(backbone.img_size), device="cpu"))
 
     def forward(self, batch: Batch) -> Loss:
         patches = self.backbone.partition(batch.inputs)
