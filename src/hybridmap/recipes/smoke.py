@@ -7,6 +7,7 @@ from typing import Any
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
 from hybridmap.config import Config
 from hybridmap.data.base import Dataset
@@ -15,6 +16,7 @@ from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
+from hybridmap.objectives.shift import FromEarlier, Shift
 from hybridmap.tasks.classification import Classification
 from hybridmap.tasks.linear_probe import LinearProbe
 from hybridmap.train.optim import AdamW
@@ -54,11 +56,13 @@ def scale_down(recipe: Recipe) -> Recipe:
 
     What is under study stays (objective, masks, optimiser, schedule, exams); only sizes, data and duration change.
     """
-    learner: Any = recipe.learner
+    learner: Any = recipe.learner.small() if isinstance(recipe.learner, Shift.Config) else recipe.learner
     changes: dict[str, Any] = {"backbone": small_backbone(learner.backbone)}
     if isinstance(learner, Classification.Config):
         changes["num_classes"] = CLASSES
     if isinstance(learner, MAP.Config):
+        changes["masking"] = learner.masking.small()
+    if isinstance(learner, MAP.Config | FromEarlier.Config):
         changes["decoder"] = replace(learner.decoder, width=32, depth=1, num_heads=2)  # type: ignore[call-arg]
     return replace(
         recipe,
@@ -96,6 +100,8 @@ def small_backbone(backbone: Backbone.Config) -> Backbone.Config:
     small: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "num_heads": 2}
     if isinstance(backbone, ViT.Config):
         return replace(backbone, **small, depth=4)
+    if isinstance(backbone, Vim.Config):
+        return replace(backbone, img_size=SIZE, patch_size=8, embed_dim=32, depth=4)
     if isinstance(backbone, HybridNet.Config):
         registers = min(backbone.num_registers, 2)
         return replace(backbone, **small, layout=_four_of(backbone.layout), num_registers=registers)
