@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -89,9 +91,28 @@ def test_other_sizes_resample_the_patch_positions_only():
     assert net.pos_embed.shape == (1, 64, 16)
 
 
+def test_the_order_of_the_patches_matters_only_where_attention_is_causal():
+    by_row, by_column = build(), build(scan="column")
+    by_column.load_state_dict(by_row.state_dict())
+    x = images((32, 48))
+    torch.testing.assert_close(by_row.forward_features(x), by_column.forward_features(x))
+    patches = by_column.partition(x)
+    assert patches.source[0, :3].tolist() == [0, 6, 12]
+    later = patches.source[0] % 6 >= 3
+    other = replace(patches, content=torch.where(later[:, None], patches.content + 1, patches.content))
+    seen, changed = (by_column.encode_visible(p, None, causal=True).patches for p in (patches, other))
+    assert torch.equal(seen[:, ~later], changed[:, ~later])
+    assert not torch.isclose(seen[:, later], changed[:, later]).all(-1).any()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"num_heads": 3}, "16 must be divisible"), ({"pool": "max"}, "pool"), ({"depth": 0}, "depth must be at least 1, got 0")],
+    [
+        ({"num_heads": 3}, "16 must be divisible"),
+        ({"pool": "max"}, "pool"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"scan": "snake"}, "scan must be one of row, column, got 'snake'"),
+    ],
 )
 def test_impossible_networks_end_with_a_sentence(changes, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from hybridmap.backbones import ARM, HybridNet, MambaVision, ViT, VMamba
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.hashing import hash_ints, uniform
-from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
+from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder, MAPQueryDecoder
 from hybridmap.objectives.map import MAP
+from hybridmap.objectives.shift import FromEarlier, NextRegion, Shift
 from hybridmap.tokens.masking import Random
 from hybridmap.tokens.regions import Rows
 from hybridmap.types import Batch
@@ -57,6 +59,17 @@ def objective(encoder: str, decoder_mask: str) -> MAP.Config:
     )
 
 
+EARLIER = {
+    "shift": partial(Shift.Config, count=3),
+    "next_region": NextRegion.Config,
+}
+"""Objectives that predict from earlier features, on encoders that can read one way."""
+
+
+def from_earlier(encoder: str, kind: str) -> FromEarlier.Config:
+    return EARLIER[kind](backbone=ENCODERS[encoder], decoder=MAPQueryDecoder.Config(width=16, depth=1, num_heads=4))
+
+
 def batch(step: int, size: int = SIZE) -> Batch:
     """Images of smooth waves, by formula from the step and the place in the batch."""
     key = torch.tensor([hash_ints(1, step, i) for i in range(BATCH)])
@@ -67,10 +80,11 @@ def batch(step: int, size: int = SIZE) -> Batch:
     return Batch(inputs=waves.sum(2), key=key, step_key=hash_ints(2, step))
 
 
-def losses(encoder: str, decoder_mask: str) -> list[float]:
-    """The first losses of training with plain AdamW."""
+def losses(encoder: str, kind: str) -> list[float]:
+    """The first losses of training with plain AdamW; ``kind`` is a decoder mask or one of EARLIER."""
     torch.manual_seed(0)
-    learner = objective(encoder, decoder_mask).build().train()
+    made = from_earlier(encoder, kind) if kind in EARLIER else objective(encoder, kind)
+    learner = made.build().train()
     optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=1e-3)
     found: list[float] = []
     for step in range(STEPS):
@@ -95,8 +109,9 @@ def network(name: str) -> dict[str, Any]:
 
 
 def cells() -> list[tuple[str, str]]:
-    """All pairs of a tiny network and an objective."""
-    return [(encoder, decoder_mask) for encoder in ENCODERS for decoder_mask in DECODER_MASKS]
+    """Pairs of a tiny network and an objective."""
+    masked = [(encoder, decoder_mask) for encoder in ENCODERS for decoder_mask in DECODER_MASKS]
+    return masked + [(encoder, kind) for encoder in ("hybridnet", "vit", "arm") for kind in EARLIER]
 
 
 def main() -> None:
