@@ -45,9 +45,8 @@ def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) 
         return raster.view(rows, columns).T.flatten()
     found = _CLUSTER.fullmatch(scan)
     if found and (size := int(found[1])) > 0:
-        across = -(-columns // size)
-        cluster = raster // columns // size * across + raster % columns // size
-        return cluster.argsort(stable=True)
+        clusters = [square for band in raster.view(rows, columns).split(size) for square in band.split(size, dim=1)]
+        return torch.cat([square.flatten() for square in clusters])
     raise UserError(f"scan must be cluster(k), with k patches to a side, row or column, got {scan!r}")
 
 
