@@ -1,8 +1,7 @@
 """Official checkpoints become ours, and back: one file per origin, every tensor accounted for.
 
 loaded = load_checkpoint("mambar_base_patch16_224.pth")
-backbone = loaded.config.build()
-backbone.load_state_dict(loaded.backbone)
+backbone = loaded.build()
 """
 
 from __future__ import annotations
@@ -49,13 +48,15 @@ def load_checkpoint(path: str | Path, ema: bool = False, **options: Any) -> Load
     Args:
         path: a safetensors file or one of ``torch.save``; nothing in it is trusted (see :mod:`hybridmap.convert.read`).
         ema: take the moving average of an official training file.
-        **options: ``num_heads``, ``grid``, ``keep_untrained`` of :meth:`Origin.convert`, for official files.
+        **options: ``num_heads``, ``grid``, ``keep_untrained``, ``told`` of :meth:`Origin.convert`, for official files.
 
     Raises:
         UserError: for a file that cannot be read, or that is of a model which is not supported.
     """
     tensors, metadata = read(path, ema)
     if metadata is not None:
+        if given := [name for name, value in options.items() if value]:
+            raise UserError(f"{path} is one of ours and says itself what network it is of; leave {', '.join(given)} out")
         return read_ours(tensors, metadata, Path(path), ema)
     return convert(tensors, name=str(path), **options)
 

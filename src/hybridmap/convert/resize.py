@@ -24,11 +24,10 @@ def resized(loaded: Loaded, img_size: int | tuple[int, int]) -> Loaded:
     """
     if loaded.config is None:
         raise UserError("positions can be resampled only where the file says which backbone it is of; leave the size out")
-    backbone = loaded.config.build()
-    backbone.load_state_dict(loaded.backbone)
+    backbone = loaded.build()
     before = backbone.grid
     backbone.set_input_size(img_size)
-    weights = loaded.weights | backbone.state_dict()
+    weights = loaded.weights | {name: value for name, value in backbone.state_dict().items() if name in loaded.weights}
     if DECODER_POSITIONS in weights:
         weights[DECODER_POSITIONS] = resample(weights[DECODER_POSITIONS], before, backbone.grid).contiguous()
     return replace(loaded, weights=weights, config=backbone.config)
