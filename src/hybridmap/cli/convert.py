@@ -33,6 +33,8 @@ class Options(Common):
     """Other choices that no shape tells, by our names: class_token=first pool=mean window_size=8,7. Default: as released."""
     img_size: int | None = None
     """Resample the positions to square images of this side in pixels."""
+    official_vim_resize: bool = False
+    """Resample a Vim's positions as its released code does, which takes the first row for the class token's."""
     in_chans: int | None = None
     """Adapt the first layer to images of so many channels."""
     keep_untrained: bool = False
@@ -53,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         told=dict(_field_and_value(text) for text in options.tell),
     )
     if options.img_size is not None:
-        loaded = resized(loaded, options.img_size)
+        loaded = resized(loaded, options.img_size, options.official_vim_resize)
+    elif options.official_vim_resize:
+        raise UserError("--official-vim-resize says how to resample positions, but not to which size; add --img-size")
     if options.in_chans is not None:
         loaded = with_channels(loaded, options.in_chans)
     write_ours(loaded, options.output, source=options.file)

@@ -61,6 +61,7 @@ class VimClassifier(Origin):
         "bidirectional_pairs",
         "rope_residual",
         "rope_side",
+        "residual_in_fp32",
         "scan",
         "stride",
         "img_size",
@@ -98,8 +99,8 @@ class VimClassifier(Origin):
         return rules
 
     def convert(self, state: Mapping[str, Tensor], *, told: Mapping[str, Any] = NOTHING, **options: Any) -> Loaded:
-        place = told.get("class_token", self.one)
-        origin = self if place == self.one else VimClassifier(place)  # where its positions are depends on it
+        place = told.get("class_token")
+        origin = VimClassifier(place) if place in ("middle", "first") else self  # its row of the positions depends on it
         return super(VimClassifier, origin).convert(state, told=told, **options)
 
     def config(self, shapes: Shapes, *, num_heads: int | None = None, grid: tuple[int, int] | None = None) -> Backbone.Config:
