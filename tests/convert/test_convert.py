@@ -532,6 +532,24 @@ def test_tensors_of_another_size_are_named() -> None:
         convert(state | {key: torch.zeros(3, 5)}, **told)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "shape"),
+    [
+        ("vim-v2-midcls", "layers.0.mixer.A_log", ()),
+        ("vim-v2-midcls", "pos_embed", (5,)),
+        ("mae-vit-globalpool", "patch_embed.proj.weight", (5,)),
+        ("mambavision-a", "levels.2.blocks.0.mlp.fc1.weight", ()),
+        ("arm-finetune-a", "pos_embed", ()),
+        ("map-pretrain-a", "blocks.0.mlp.fc1.weight", ()),
+    ],
+)
+def test_sizes_are_told_by_no_tensor_of_another_shape(name: str, key: str, shape: tuple[int, ...]) -> None:
+    state, told = official(name)
+    assert key in state
+    with pytest.raises(UserError, match=r"tensors of other shapes than any such network|no grid of|are of another size"):
+        convert(state | {key: torch.zeros(shape)}, **told)
+
+
 def test_a_file_of_ours_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     state, told = official("vim-v2-midcls")
     loaded = convert(state, **told)

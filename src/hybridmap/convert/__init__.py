@@ -62,8 +62,21 @@ def load_checkpoint(path: str | Path, ema: bool = False, **options: Any) -> Load
 
 
 def convert(state: Mapping[str, Tensor], *, name: str = "the state dict", **options: Any) -> Loaded:
-    """An official state dict as ours, whatever its origin; ``options`` as for :meth:`Origin.convert`."""
-    return origin_of(state, name).convert(state, **options)
+    """An official state dict as ours, whatever its origin; ``options`` as for :meth:`Origin.convert`.
+
+    Raises:
+        UserError: if the tensors are of no supported model, or do not make a whole one.
+    """
+    origin = origin_of(state, name)
+    try:
+        return origin.convert(state, **options)
+    except UserError:
+        raise
+    except (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError) as error:  # a size that is not where it belongs
+        raise UserError(
+            f"{name} has the names of {origin.source}, but tensors of other shapes than any such network ({error});"
+            " copy or download it again"
+        ) from error
 
 
 def origin_of(state: Mapping[str, Tensor], name: str = "the state dict") -> Origin:
