@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
 import hybridmap  # noqa: F401 (registers the names)
-from hybridmap.backbones import ViT
+from hybridmap.backbones.sequence import check_images
 from hybridmap.errors import UserError
 
 SMALL = {
@@ -184,6 +184,5 @@ def test_the_data_configuration_of_timm_is_found():
 
 
 def test_images_of_bytes_are_refused() -> None:
-    net = ViT.Config(depth=1, embed_dim=16, num_heads=2, img_size=32, patch_size=16).build()
     with pytest.raises(UserError, match=r"normalised images in floating point, got torch\.uint8; try images\.float\(\) / 255"):
-        net.partition(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        check_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 3)
