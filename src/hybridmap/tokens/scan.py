@@ -45,9 +45,8 @@ def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) 
         return raster.view(rows, columns).T.flatten()
     found = _CLUSTER.fullmatch(scan)
     if found and (size := int(found[1])) > 0:
-        across = -(-columns // size)
-        cluster = raster // columns // size * across + raster % columns // size
-        return cluster.argsort(stable=True)
+        image, starts = raster.view(rows, columns), (range(0, rows, size), range(0, columns, size))
+        return torch.cat([image[r : r + size, c : c + size].flatten() for r in starts[0] for c in starts[1]])
     raise UserError(f"scan must be cluster(k), with k patches to a side, row or column, got {scan!r}")
 
 
