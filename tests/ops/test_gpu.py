@@ -64,6 +64,7 @@ def bound(name: str, dtype: torch.dtype) -> float:
         (1, 9, 16, 5, torch.bfloat16, ("D",), {"out_scale": 0.5}, True),
         (1, 19, 7, 6, torch.float32, (), {"reverse": True, "out_scale": 2.0}, True),
         (1, 2, 17, 33, torch.float32, ("bias",), {}, False),
+        (2, 6, 64, 16, torch.float32, (), {"reverse": True}, False),  # whole blocks of channels and states: no masks
     ],
     ids=lambda value: str(value).removeprefix("torch."),
 )

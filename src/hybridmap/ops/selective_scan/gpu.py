@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridmap.ops.gpu import LN2, launch, load_wide, power_of_two, sigmoid, silu_slope, softplus
+from hybridmap.ops.gpu import LN2, LOG2E, launch, load_wide, power_of_two, sigmoid, silu_slope, softplus
 from hybridmap.ops.native import rows
 from hybridmap.ops.selective_scan.reference import Direction
 
@@ -73,7 +73,7 @@ class _Side(NamedTuple):
     C_b: int
     C_t: tl.constexpr
     A: Tensor
-    """(S, E), times log2(e)"""
+    """(S, E)"""
     D: Tensor | None
     bias: Tensor | None
     kept: Tensor | None = None
@@ -257,7 +257,7 @@ def _forward_side(
 ):  # fmt: skip
     cell = _tile(ch, E, NP)
     real = None if N == NP and E % BD == 0 else (tl.arange(0, NP) < N)[:, None] & (ch < E)[None, :]
-    A = load_wide(side.A + cell, real)
+    A = load_wide(side.A + cell, real) * LOG2E
     bias = 0.0 if side.bias is None else tl.load(side.bias + ch, mask=ch < E, other=0.0)
     D = 0.0 if side.D is None else tl.load(side.D + ch, mask=ch < E, other=0.0)
     h = tl.zeros(cell.shape, tl.float32) if side.start is None else load_wide(side.start + b * N * E + cell, real)
@@ -401,7 +401,7 @@ def _backward_side(
 ):  # fmt: skip
     cell = _tile(ch, E, NP)
     real = None if N == NP and E % BD == 0 else (tl.arange(0, NP) < N)[:, None] & (ch < E)[None, :]
-    A = load_wide(side.A + cell, real)
+    A = load_wide(side.A + cell, real) * LOG2E
     bias = 0.0 if side.bias is None else tl.load(side.bias + ch, mask=ch < E, other=0.0)
     D = 0.0 if side.D is None else tl.load(side.D + ch, mask=ch < E, other=0.0)
     dA = tl.zeros(cell.shape, tl.float32)
@@ -458,7 +458,7 @@ def _side(d: Direction, **more: Tensor | None) -> _Side:
     # B and C are read by every block of channels: widened once, they need not be widened there
     strided = [v for tensor in (d.x, d.dt, d.B.float(), d.C.float()) for v in _strided(tensor)]
     D, bias = (None if p is None else p.contiguous() for p in (d.D, d.bias))
-    return _Side(*strided, A=(d.A * math.log2(math.e)).mT.contiguous(), D=D, bias=bias, **more)
+    return _Side(*strided, A=d.A.mT.contiguous(), D=D, bias=bias, **more)
 
 
 def _strided(tensor: Tensor | None) -> tuple[Tensor | None, int, tl.constexpr]:
