@@ -62,6 +62,10 @@ class ARM(SequenceBackbone):
         def encoder(self) -> ARM.Config:
             return replace(self, num_classes=0, cls_token=False, pool="avg")
 
+        def small(self) -> Any:
+            """64 patches of 4 pixels, so that there are several clusters of 4 x 4 patches."""
+            return replace(super().small(), patch_size=4)
+
     config: ARM.Config
     fresh_parts = ("cls_", "norm.")
 

@@ -163,6 +163,9 @@ class Vim(SequenceBackbone):
         def encoder(self) -> Vim.Config:
             return replace(self, num_classes=0, class_token="none", pool="mean", stride=None)
 
+        def small(self) -> Any:
+            return replace(super().small(), stride=None if self.stride is None else 4)
+
     config: Vim.Config
     fresh_parts = ("cls_",)
 

@@ -17,7 +17,8 @@ Source: ARM (arXiv:2406.07537), OliverRensu/ARM:models_pretrain.py @ 996d93e.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,10 @@ class ARMDecoder(Decoder):
         """Width of the decoder, a multiple of 4."""
         num_heads: int = 8
         """Attention heads; must divide the width."""
+
+        def small(self) -> Any:
+            """Two blocks, since they attend to different outputs."""
+            return replace(super().small(), depth=2)
 
     config: ARMDecoder.Config
 

@@ -39,7 +39,7 @@ class Objective(nn.Module, Configurable):
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
         self.config = config
-        self.backbone = config.backbone.encoder().build()
+        self.backbone = config.backbone.masked_encoder().build()
 
     def forward(self, batch: Batch) -> Loss:
         patches = self.backbone.partition(batch.inputs)
@@ -104,7 +104,9 @@ class Objective(nn.Module, Configurable):
         return given if given.shape == own.shape else f"it is {tuple(given.shape)} in the weights and {tuple(own.shape)} here"
 
     def _check_backbone(self, fresh: dict[str, str], surplus: set[str]) -> None:
+        own = tuple(_BACKBONE + part for part in self.backbone.pretraining_parts)
         misfits = [(name, reason) for name, reason in fresh.items() if name.startswith(_BACKBONE) and reason != _FIXED]
+        misfits = [(name, reason) for name, reason in misfits if not name.startswith(own)]
         misfits += [(name, "the network has no such part") for name in sorted(surplus)]
         if misfits:
             name, reason = misfits[0]

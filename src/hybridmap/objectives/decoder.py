@@ -10,7 +10,7 @@ A mask token and a visible token have the same rights, as queries and as keys; t
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,10 @@ class Decoder(nn.Module, Configurable):
         """Attention heads; must divide the width."""
         mlp_ratio: float = 4.0
         """Hidden width of the MLP over ``width``."""
+
+        def small(self) -> Any:
+            """One block of width 32."""
+            return replace(self, width=32, depth=1, num_heads=2)
 
     config: Any
     layers: nn.ModuleList

@@ -26,9 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.errors import UserError
 from hybridmap.objectives.base import Objective
 from hybridmap.objectives.decoder import Decoder, MAPDecoder
@@ -55,6 +57,9 @@ class MAP(Objective):
         """What predictions are compared with."""
         loss_on: Literal["masked", "all"] = "masked"
         """Patches whose prediction counts. ``all`` is our reading of the paper's row with a mask ratio of 0."""
+        keep_masked_features: bool = False
+        """Give the decoder what a backbone that encodes whole images (MambaVision, VMamba) computed at masked units too,
+        instead of its mask token. They hold a mixture of the whole image, so that ``decoder_mask`` then restricts little."""
 
     config: MAP.Config
 
@@ -64,6 +69,11 @@ class MAP(Objective):
             raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {config.decoder_mask!r}")
         if config.loss_on not in ("masked", "all"):
             raise UserError(f"loss_on must be masked or all, got {config.loss_on!r}")
+        if config.keep_masked_features and not isinstance(self.backbone, HierarchicalBackbone):
+            raise UserError(
+                f"keep_masked_features needs a backbone that encodes whole images, such as MambaVision, and "
+                f"{type(self.backbone).__name__} never sees masked patches; leave it False"
+            )
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
         self.target: Target = config.target.build()
@@ -85,8 +95,12 @@ class MAP(Objective):
         return Loss(total=self.target.loss(pred, patches, mask if self.config.loss_on == "masked" else None, key))
 
     def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
-        seen = self.backbone.encode_visible(patches, mask)
-        return self.decoder(seen, mask, patches, self.allowed(patches, mask))
+        allowed = self.allowed(patches, mask)
+        if not self.config.keep_masked_features:
+            return self.decoder(self.backbone.encode_visible(patches, mask), mask, patches, allowed)
+        every = torch.arange(patches.source.shape[1], device=patches.source.device).expand_as(patches.source)
+        nothing_masked = Mask(masked=torch.zeros_like(mask.masked), visible=every)
+        return self.decoder(self.backbone.encode_dense(patches, mask), nothing_masked, patches, allowed)
 
     def allowed(self, patches: Patches, mask: Mask | None = None) -> Bool[Tensor, "#B 1 N N"] | None:
         """Who may look at whom in the decoder; None where everybody may look at everybody."""

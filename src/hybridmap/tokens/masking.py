@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -56,6 +56,10 @@ class Masking(Configurable):
         """``image``: the highest scores of all patches. ``region``: the highest of each region, the share of each."""
         rounding: Literal["ceil", "keep_floor"] = "ceil"
         """Of N patches ``ceil`` masks ceil(N * ratio), as MAP does; ``keep_floor`` keeps int(N * (1 - ratio)), as MAE does."""
+
+        def small(self) -> Any:
+            """At most four patches by count, since small images have few."""
+            return self if self.count is None else replace(self, count=min(self.count, 4))
 
     config: Any
 
