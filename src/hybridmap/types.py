@@ -111,6 +111,9 @@ class Learner(Protocol):
         """Take over pretrained weights (by our names); say what was loaded, dropped and left fresh, and why."""
         ...
 
+    # Optional: settle(batches: Iterable[Batch]) -> None, called on a copy before it is examined or becomes the final weights,
+    # for what follows from weights and data together (running statistics).
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitReport:

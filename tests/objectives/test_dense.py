@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,15 @@ from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.backbones.mambavision import MambaVision
 from hybridmap.backbones.vmamba import VMamba
+from hybridmap.config import override
+from hybridmap.data.loader import Loader
+from hybridmap.data.synthetic import Synthetic
 from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
 from hybridmap.objectives.map import MAP
+from hybridmap.recipes.smoke import scale_down
 from hybridmap.tokens.masking import Random
+from hybridmap.train import AdamW, Cosine, Recipe, TrainConfig, read_weights, train
 from hybridmap.types import Batch, Mask, Patches
 
 NETWORKS = {"mambavision": MambaVision.Config(), "vmamba": VMamba.Config()}
@@ -126,3 +133,82 @@ def test_the_vector_has_a_depth_and_only_objectives_have_it(family: str) -> None
     assert build(family).layer_ids()["backbone.mask_token"] == 0
     assert "mask_token" not in dict(NETWORKS[family].small().build().named_parameters())
     assert "mask_token" not in dict(NETWORKS[family].small().encoder().build().named_parameters())
+
+
+# Running statistics
+
+
+def batches(count: int) -> list[Batch]:
+    return [replace(batch(64, 64, seed), inputs=2 * batch(64, 64, seed).inputs + 1) for seed in range(count)]
+
+
+def test_statistics_settle_on_whole_images_and_depend_on_nothing_else() -> None:
+    objective = build("mambavision")
+    objective.train()
+    objective(batch(64, 64))  # statistics of images with blank parts
+    settled: list[dict[str, Tensor]] = []
+    for training in (False, True):
+        objective.train(training)
+        objective.settle(batches(3))
+        assert objective.training == training
+        settled.append({name: value.clone() for name, value in objective.backbone.named_buffers()})
+    assert all(torch.equal(settled[0][name], settled[1][name]) for name in settled[0])
+    stem = objective.backbone.stem
+    before_norm = [stem[0](b.inputs) for b in batches(3)]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in before_norm]).mean(0)
+    torch.testing.assert_close(settled[0]["stem.1.running_mean"], mean)
+    last = objective.backbone.norm
+    assert last.num_batches_tracked == 3
+
+
+def test_whole_images_look_alike_in_training_and_in_use_once_statistics_have_settled() -> None:
+    """Normalised by its running statistics, the batch that they are of has mean 0 and deviation 1 behind the first norm."""
+    objective = build("mambavision")
+    given = batches(1)
+    objective.settle(given)
+    stem = objective.backbone.stem
+    normed = (stem[1](stem[0](given[0].inputs)) - stem[1].bias[:, None, None]) / stem[1].weight[:, None, None]
+    torch.testing.assert_close(normed.mean((0, 2, 3)), torch.zeros(8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normed.std((0, 2, 3)), torch.ones(8), rtol=0, atol=1e-2)  # eps 1e-4 beside a small variance
+
+
+def test_a_network_without_statistics_asks_for_no_batch() -> None:
+    def none() -> Iterator[Batch]:
+        raise AssertionError("nobody needs a batch")
+        yield
+
+    build("vmamba").settle(none())
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_a_run_ends_with_settled_statistics_by_the_same_bytes_if_it_is_killed(tmp_path: Path, ema: float | None) -> None:
+    recipe = scale_down(
+        Recipe(
+            learner=MAP.Config(backbone=NETWORKS["mambavision"]),
+            data=Synthetic.Config(),
+            optim=AdamW.Config(lr=1e-2),
+            schedule=Cosine.Config(warmup_epochs=0.0),
+            train=TrainConfig(steps=2),
+        )
+    )
+    recipe = override(recipe, {"train.steps": 4, "train.accumulate": 2, "train.checkpoint_every": 1, "train.ema": ema})
+    train(recipe, tmp_path / "whole", device="cpu", loader=Loader)
+    train(recipe, tmp_path / "killed", device="cpu", loader=Loader)
+    (tmp_path / "killed" / "final.safetensors").unlink()
+    for last in (tmp_path / "killed" / "checkpoints").glob("*4*"):
+        last.unlink()
+    train(recipe, tmp_path / "killed", device="cpu", loader=Loader)
+    assert (tmp_path / "killed" / "final.safetensors").read_bytes() == (tmp_path / "whole" / "final.safetensors").read_bytes()
+
+    final, _ = read_weights(tmp_path / "whole")
+    (tmp_path / "whole" / "final.safetensors").unlink()
+    trained, _ = read_weights(tmp_path / "whole")  # of the last checkpoint: averaged, if so wished, and not settled
+    objective = recipe.learner.build()
+    objective.load_state_dict(trained)
+    loader = Loader(recipe.data, batch_size=4, accumulate=2, steps=4, seed=recipe.seed)
+    objective.settle(b for portions in loader for b in portions)
+    settled = objective.state_dict()
+    assert final.keys() == settled.keys()
+    assert all(torch.equal(final[name], settled[name]) for name in final)
+    moved = {name for name in final if not torch.equal(final[name], trained[name])}
+    assert moved == {name for name, _ in objective.named_buffers() if "running" in name}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from hybridmap.backbones.base import Backbone
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
 from hybridmap.layers.pos_embed import on_grid
+from hybridmap.layers.running import measured_anew, running_norms
 from hybridmap.types import Batch, InitReport, Loss, Mask, Patches
 
 _BACKBONE = "backbone."
@@ -66,6 +69,21 @@ class Objective(nn.Module, Configurable):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.set_grad_checkpointing(enable)
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Batch]) -> None:
+        """Measure the backbone's running statistics anew on whole inputs, since it was trained on inputs with blank parts.
+
+        They depend on the weights and on ``batches`` alone. Without such statistics, no batch is asked for.
+        """
+        norms, training = running_norms(self.backbone), self.training
+        if not norms:
+            return
+        self.eval()
+        with measured_anew(norms):
+            for batch in batches:
+                self.backbone.encode_visible(self.backbone.partition(batch.inputs), None)
+        self.train(training)
 
     def initialise(self, weights: dict[str, Tensor]) -> InitReport:
         """Continue from weights of such an objective, of a fine-tuned network, or of a bare backbone, by our names.
