@@ -220,7 +220,7 @@ def for_finetuning(weights: Mapping[str, Tensor], config: ARM.Config) -> dict[st
     for name, source in sources.items():
         own = wanted[name]
         if name == "cls_pos":
-            value = torch.zeros(own.shape, dtype=given["pos_embed"].dtype)
+            value = given["pos_embed"].new_zeros(own.shape)
         elif name == "pos_embed":
             value = on_grid(given[name], network.grid).clone()
         else:
