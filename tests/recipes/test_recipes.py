@@ -29,6 +29,7 @@ PROMISED = [
     *(f"{kind}-vmamba-{size}" for size in ("tiny", "small", "base") for kind in ("map", "ft")),
     *(f"ft-layout-{layout}" for layout in ("t", "m", "mt", "tm", "tmmm", "mmmt")),
     *("ft-384-base", "ft-384-large", "ft-vim-tiny-plus", "ft-vim-small-plus", "local-mae-vim-base"),
+    *("moco-tiny", "moco-small", "moco-base", "moco-large", "moco-vit-base", "moco-vim-base", "moco-mambar-base"),
     *("map-huge", "map-huge-released", "map-vit-base", "ar-mask-base", "map-smoke", "knn", "probe-linear"),
 ]
 """Names that scripts may rely on."""

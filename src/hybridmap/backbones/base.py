@@ -61,6 +61,10 @@ class Backbone(nn.Module, Configurable):
             sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
             return replace(self, **{name: size for name, size in sizes.items() if hasattr(self, name)})
 
+        def image_encoder(self) -> Backbone.Config:
+            """The same for objectives that read one vector per image (``pooled``), and so train a class token that is read."""
+            return self.encoder()
+
     first_conv: ClassVar[str] = "patch_embed.proj"
     """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
 
