@@ -126,7 +126,7 @@ def test_the_decoder_is_cross_attention_written_out(make: Callable[..., ClusterA
     objective = make()
     decoder, (patches, mask) = objective.decoder, drawn(objective, batch)
     features = objective.backbone.encode_visible(patches, mask, taps=range(4))
-    outputs = [decoder.norms[j](features.taps[s].branch) for j, s in enumerate(decoder.reads[:-1])] + [features.patches]
+    outputs = [decoder.norms[j](features.taps[s].branch) for j, s in enumerate(decoder.reads)] + [features.patches]
     channels = decoder.embed(torch.cat(outputs, -1))
     table = sincos_2d(16, (4, 6)).double() * 0 + decoder.pos_embed
     x = decoder.mask_token + table[0, patches.source[:, 4:]]
@@ -259,21 +259,28 @@ def test_impossible_decoders_end_with_a_sentence(
 COMPILED = """
 import torch
 from hybridmap.backbones.arm import ARM
+from hybridmap.backbones.vim import Vim
 from hybridmap.objectives.arm import ARMDecoder, ClusterAR
-from hybridmap.tokens.regions import Clusters
+from hybridmap.objectives.decoder import MAPQueryDecoder
+from hybridmap.objectives.shift import Shift
+from hybridmap.tokens.regions import Clusters, Columns
 from hybridmap.types import Batch
 
 torch.manual_seed(0)
 network = ARM.Config(img_size=16, patch_size=4, embed_dim=16, depth=2, directions=1, scan="cluster(2)", cls_token=False)
 decoder = ARMDecoder.Config(width=16, depth=2, num_heads=2)
-objective = ClusterAR.Config(backbone=network, decoder=decoder, regions=Clusters.Config(size=2)).build()
+clusters = ClusterAR.Config(backbone=network, decoder=decoder, regions=Clusters.Config(size=2)).build()
+network = Vim.Config(img_size=16, patch_size=4, embed_dim=16, depth=2)
+decoder = MAPQueryDecoder.Config(width=16, depth=1, num_heads=2)
+shifted = Shift.Config(backbone=network, decoder=decoder, count=4, regions=Columns.Config()).build()
 batch = Batch(inputs=torch.randn(2, 3, 16, 16), key=torch.tensor([1, 2]))
-patches = objective.backbone.partition(batch.inputs)
-mask = objective.draw(patches, batch)
-plain = objective.step(patches, mask, batch.key).total
-compiled = torch.compile(objective.step, backend="aot_eager", fullgraph=True)(patches, mask, batch.key).total
-torch.testing.assert_close(compiled, plain)
-compiled.backward()
+for objective in (clusters, shifted):
+    patches = objective.backbone.partition(batch.inputs)
+    mask = objective.draw(patches, batch)
+    plain = objective.step(patches, mask, batch.key).total
+    compiled = torch.compile(objective.step, backend="aot_eager", fullgraph=True)(patches, mask, batch.key).total
+    torch.testing.assert_close(compiled, plain)
+    compiled.backward()
 
 network = ARM.Config(img_size=16, patch_size=4, embed_dim=16, depth=2, num_classes=3).build().eval()
 compiled = torch.compile(network, backend="aot_eager", fullgraph=True)

@@ -194,7 +194,9 @@ def test_scaling_down_keeps_what_is_under_study():
         assert (small.optim, small.schedule, small.seed) == (recipe.optim, recipe.schedule, recipe.seed)
         assert type(small.learner) is type(recipe.learner)
         assert small.learner.backbone.img_size == small.data.size <= 2 * SIZE
-        for kept in ("masking", "regions", "decoder_mask", "keep_masked_features", "loss_on", "smoothing", "mixing"):
+        if hasattr(recipe.learner, "masking"):
+            assert small.learner.masking == recipe.learner.masking.small()
+        for kept in ("regions", "decoder_mask", "keep_masked_features", "loss_on", "smoothing", "mixing"):
             assert getattr(small.learner, kept, None) == getattr(recipe.learner, kept, None)
 
 

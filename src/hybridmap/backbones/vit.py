@@ -46,6 +46,8 @@ class ViT(SequenceBackbone):
         """Whether the final norm acts on every token, or on the pooled vector."""
         positions: Literal["learned", "sincos"] = "learned"
         """``sincos``: the fixed table of MAE pretraining, and MAE's initialisation with it."""
+        scan: Literal["row", "column"] = "row"
+        """Order in which the patches stand, which matters where attention is causal."""
 
         def encoder(self) -> ViT.Config:
             return replace(self, num_classes=0, pool="cls", norm_position="tokens", positions="sincos")
@@ -60,8 +62,11 @@ class ViT(SequenceBackbone):
             raise UserError(f"norm_position must be tokens or pooled, got {config.norm_position!r}")
         if config.positions not in ("learned", "sincos"):
             raise UserError(f"positions must be learned or sincos, got {config.positions!r}")
+        if config.scan not in ("row", "column"):
+            raise UserError(f"scan must be row or column, got {config.scan!r}")
         if config.depth < 1:
             raise UserError(f"depth must be at least 1, got {config.depth}")
+        self.scan = config.scan
         self.num_prefix_tokens = 1
         self.norm_tokens = config.norm_position == "tokens"
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))

@@ -84,6 +84,15 @@ def init_mixers(mixers: Sequence[MambaMixer], released: bool) -> None:
             nn.init.zeros_(direction.dt_proj.bias)
 
 
+def freeze_backward(network: nn.Module) -> None:
+    """No gradients for the directions of all mixers that a causal call leaves out: every one but the forward scan."""
+    for mixer in network.modules():
+        if isinstance(mixer, MambaMixer):
+            for name, parameter in mixer.dirs.named_parameters():
+                if not name.startswith("fwd."):
+                    parameter.requires_grad_(False)
+
+
 class Direction(nn.Module):
     """What one scanning direction owns; directions share only ``in_proj``, ``out_proj`` and the gate."""
 

@@ -7,7 +7,7 @@ look at regions 0 .. r. The two choices are the partition into regions and who m
     MAP                  Rows       "map"           Random, ratio 0.5
     local MAE            Rows       "local_mae"     Random, ratio 0.5
     AR decoder mask      Rows       "ar"            Random, ratio 0.5
-    pilot AR, n tokens   Rows       "ar"            Sequential, count n
+    pilot AR, "tail"     Rows       "ar"            Sequential, count n
     MAE                  any        "mae"           Random, ratio 0.75, rounding "keep_floor"; MAE's own decoder: MAEDecoder
 
     rows 0..3            "map"        "local_mae"  "mae"        "ar"
@@ -17,8 +17,9 @@ look at regions 0 .. r. The two choices are the partition into regions and who m
                     2        ■ ■ ■            ■        ■ ■ ■ ■      ■ ■ ◣
                     3        ■ ■ ■ ■            ■      ■ ■ ■ ■      ■ ■ ■ ◣
 
-Only the decoder is restricted: the encoder is bidirectional over the visible patches of the whole image. Masked content reaches
-neither. Source: MAP (arXiv:2410.00871), section 4 and Figure 6; yunzeliu/MAP:models_mamba.py @ f3bcdff.
+Only the decoder is restricted: the encoder is bidirectional over the visible patches of the whole image, unless
+``encoder_causal`` says otherwise. Masked content reaches neither. The other reading of the pilot's AR is in
+``hybridmap.objectives.shift``. Source: MAP (arXiv:2410.00871), section 4 and Figure 6; yunzeliu/MAP:models_mamba.py @ f3bcdff.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from torch import Tensor
 
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.errors import UserError
+from hybridmap.layers.mamba import freeze_backward
 from hybridmap.objectives.base import PatchObjective
-from hybridmap.objectives.decoder import Decoder, MAPDecoder
+from hybridmap.objectives.decoder import InPlaceDecoder, MAPDecoder
 from hybridmap.objectives.targets import Pixels, Target
 from hybridmap.tokens.masking import Masking, Random
-from hybridmap.tokens.regions import DecoderMask, Regions, Rows, permission
+from hybridmap.tokens.regions import DecoderMask, Regions, Rows, check_follows, permission
 from hybridmap.types import Batch, Loss, Mask, Patches
 
 
@@ -51,10 +53,13 @@ class MAP(PatchObjective):
         """What is predicted together, and in which order."""
         decoder_mask: DecoderMask = "map"
         """Who may look at whom in the decoder."""
-        decoder: Decoder.Config = field(default_factory=MAPDecoder.Config)
+        decoder: InPlaceDecoder.Config = field(default_factory=MAPDecoder.Config)
         """What predicts."""
         target: Target.Config = field(default_factory=Pixels.Config)
         """What predictions are compared with."""
+        encoder_causal: Literal["none", "region"] = "none"
+        """``region``: the encoder reads one way, along a scan that follows the regions, so that the features of a region know
+        nothing of visible patches of later ones. Scans backwards are left out; inside a region no patch sees a later one."""
         loss_on: Literal["masked", "all"] = "masked"
         """Patches whose prediction counts. ``all`` is our reading of the paper's row with a mask ratio of 0."""
         keep_masked_features: bool = False
@@ -69,22 +74,33 @@ class MAP(PatchObjective):
             raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {config.decoder_mask!r}")
         if config.loss_on not in ("masked", "all"):
             raise UserError(f"loss_on must be masked or all, got {config.loss_on!r}")
-        if config.keep_masked_features and not isinstance(self.backbone, HierarchicalBackbone):
+        if config.encoder_causal not in ("none", "region"):
+            raise UserError(f"encoder_causal must be none or region, got {config.encoder_causal!r}")
+        dense = isinstance(self.backbone, HierarchicalBackbone)
+        if config.keep_masked_features and not dense:
             raise UserError(
                 f"keep_masked_features needs a backbone that encodes whole images, such as MambaVision, and "
                 f"{type(self.backbone).__name__} never sees masked patches; leave it False"
+            )
+        if config.encoder_causal == "region" and dense:
+            raise UserError(
+                f"{type(self.backbone).__name__} cannot read an image one way, since its convolutions look ahead; leave "
+                "encoder_causal at none"
             )
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
         self.target: Target = config.target.build()
         patch_values = config.backbone.patch_size**2 * config.backbone.in_chans
-        self.decoder: Decoder = config.decoder.build(
+        self.decoder: InPlaceDecoder = config.decoder.build(
             embed_dim=self.backbone.embed_dim, grid=self.backbone.grid, patch_values=patch_values
         )
         if config.loss_on == "masked" and self.masking.hides_nothing:
             raise UserError(
                 'with a mask ratio of 0 nothing is masked, so a loss on masked patches is 0/0; set loss_on to "all"'
             )
+        if config.encoder_causal == "region":
+            check_follows(self.usual_patches(), self.regions, getattr(self.backbone, "scan", "row"))
+            freeze_backward(self.backbone)
 
     def draw(self, patches: Patches, batch: Batch) -> Mask:
         ranks, sizes = self.regions(patches, None), self.regions.sizes(patches)
@@ -97,7 +113,8 @@ class MAP(PatchObjective):
     def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
         allowed = self.allowed(patches, mask)
         if not self.config.keep_masked_features:
-            return self.decoder(self.backbone.encode_visible(patches, mask), mask, patches, allowed)
+            seen = self.backbone.encode_visible(patches, mask, causal=self.config.encoder_causal == "region")
+            return self.decoder(seen, mask, patches, allowed)
         every = torch.arange(patches.source.shape[1], device=patches.source.device).expand_as(patches.source)
         nothing_masked = Mask(masked=torch.zeros_like(mask.masked), visible=every)
         return self.decoder(self.backbone.encode_dense(patches, mask), nothing_masked, patches, allowed)

@@ -58,8 +58,8 @@ class Masking(Configurable):
         """Of N patches ``ceil`` masks ceil(N * ratio), as MAP does; ``keep_floor`` keeps int(N * (1 - ratio)), as MAE does."""
 
         def small(self) -> Any:
-            """At most four patches by count, since small images have few."""
-            return self if self.count is None else replace(self, count=min(self.count, 4))
+            """For images of 16 patches instead of 196: a count masks the same share of them."""
+            return self if self.count is None else replace(self, count=small_count(self.count))
 
     config: Any
 
@@ -209,6 +209,15 @@ def truncated_normal(uniform: float, mean: float, std: float, low: float, high: 
     below, above = standard.cdf((low - mean) / std), standard.cdf((high - mean) / std)
     value = mean + std * standard.inv_cdf(below + uniform * (above - below))
     return min(max(value, low), high)
+
+
+def small_count(count: int) -> int:
+    """Of 16 patches as large a share as ``count`` are of 196; 0 stays 0, and no other count becomes it.
+
+    >>> [small_count(count) for count in (0, 1, 40, 140)]
+    [0, 1, 3, 11]
+    """
+    return max(round(count * 16 / 196), min(count, 1))
 
 
 def _kept(size: int, ratio: float, rounding: str) -> int:

@@ -61,13 +61,20 @@ def permission(rank: Int[Tensor, "B N"], kind: DecoderMask) -> Bool[Tensor, "#B 
     raise UserError(f"decoder_mask must be one of {', '.join(get_args(DecoderMask))}, got {kind!r}")
 
 
-def earlier(rank: Int[Tensor, "B N"], visible: Int[Tensor, "B V"], first: int) -> Bool[Tensor, "#B 1 Q V"]:
-    """Which of the patches at the positions ``visible`` may be looked at where those from position ``first`` on are predicted:
-    the ones of earlier regions alone, of which there must be some. This is ARM's relation (arXiv:2406.07537).
+def earlier(
+    rank: Int[Tensor, "B N"], visible: Int[Tensor, "B V"], predicted: Int[Tensor, "B Q"], by: int = 1
+) -> Bool[Tensor, "#B 1 Q V"]:
+    """Which of the patches at the positions ``visible`` may be looked at where those at ``predicted`` are predicted, if an
+    encoder that scans one way made their features: those that know nothing of what comes later than ``by`` ranks before.
+
+    A feature knows what the scan has met so far, so its *reach* counts: the highest rank among the visible patches up to it.
+    Where the scan follows the ranks, the reach is the rank itself, and ``by=1`` is ARM's relation, all earlier regions
+    (arXiv:2406.07537). Nothing guarantees that everybody has somebody to look at.
     """
-    if rank.stride(0) == visible.stride(0) == 0:
-        rank, visible = rank[:1], visible[:1]
-    return rank.gather(1, visible)[:, None, None, :] < rank[:, None, first:, None]
+    if rank.stride(0) == visible.stride(0) == predicted.stride(0) == 0:
+        rank, visible, predicted = rank[:1], visible[:1], predicted[:1]
+    reach = rank.gather(1, visible).cummax(dim=1).values
+    return reach[:, None, None, :] + by <= rank.gather(1, predicted)[:, None, :, None]
 
 
 def _one_row(shared: Int[Tensor, "B N"]) -> Int[Tensor, "#B N"]:
@@ -80,12 +87,29 @@ def prediction_order(rank: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
     return rank.argsort(dim=1, stable=True).argsort(dim=1)
 
 
+def check_follows(patches: Patches, regions: Regions, scan: str) -> None:
+    """Refuse a scan that reaches a later region before an earlier one: there a one-way encoder knows what comes later.
+
+    ``scan`` is the name of the order in which the patches stand, for the message.
+
+    Raises:
+        UserError: saying which scan goes with which regions.
+    """
+    if bool((regions(patches, None).diff(dim=1) < 0).any()):
+        raise UserError(
+            f"the scan {scan!r} does not follow the regions {regions.config}, so that features of a "
+            "region would know what comes later; clusters of size k need the scan cluster(k), rows the scan row"
+        )
+
+
 class Regions(Configurable):
     """Abstract: a partition of the patches into ordered regions."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configuration.Config):
         """Fields that all partitions have: none."""
+
+    config: Any
 
     @abstractmethod
     def __call__(self, patches: Patches, mask: Mask | None) -> Int[Tensor, "B N"]:
