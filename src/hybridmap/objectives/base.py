@@ -41,6 +41,12 @@ class Objective(nn.Module, Configurable):
         backbone: Backbone.Config
         """The network to be pretrained; it is built without registers, neck and classifier."""
 
+        def __post_init__(self) -> None:
+            wanted = configuration.field_types(type(self))["backbone"]
+            if not isinstance(self.backbone, wanted):
+                ours, theirs, given = (c.owner.__name__ for c in (type(self), wanted, type(self.backbone)))
+                raise UserError(f"{ours} pretrains a {theirs} only, got a {given}; choose another objective or another backbone")
+
     config: Any
     backbone: Any
     """The encoder, a :class:`hybridmap.backbones.base.Backbone`."""

@@ -59,6 +59,7 @@ class MoCo(Objective):
             return replace(super().small(), queue_size=8, out=16)
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0 <= self.momentum < 1:
                 raise UserError(f"learner.momentum must lie in [0, 1), got {self.momentum}; usual are 0.99 to 0.999")
             if self.temperature <= 0:
