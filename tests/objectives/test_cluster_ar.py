@@ -107,6 +107,27 @@ def test_every_cluster_is_predicted_from_all_earlier_ones_and_the_first_not_at_a
     assert torch.equal(mask.masked[0], torch.arange(24) >= 20)
 
 
+@pytest.mark.parametrize("order", ["row", "column"])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
+def test_the_relation_is_block_lower_triangular_for_any_size_of_cluster(
+    k: int, order: Any, make: Callable[..., ClusterAR]
+) -> None:
+    """On 12 x 12 patches, S = G - 1 blocks of k x k: the encoder sees all clusters but the last, the first is not predicted."""
+    scan = f"cluster({k})" if order == "row" else f"cluster({k}, column)"
+    network = replace(NETWORK, img_size=24, patch_size=2, depth=2, scan=scan)
+    objective = make(network, regions=Clusters.Config(size=k, order=order))
+    patches, mask = drawn(objective, Batch(inputs=torch.randn(2, 3, 24, 24, dtype=torch.float64), key=torch.tensor([1, 2])))
+    blocks = (12 // k) ** 2 - 1
+    block = torch.arange(blocks * k * k) // k**2
+    assert torch.equal(objective.allowed(patches, mask)[0, 0], block[:, None] >= block)
+    assert torch.equal(mask.visible[0], torch.arange(blocks * k * k))
+    assert torch.equal(objective.predicted(patches)[0], k * k + torch.arange(blocks * k * k))
+    first_clusters = patches.source[0, : 2 * k * k] if blocks > 1 else patches.source[0]
+    rows, columns = first_clusters // 12, first_clusters % 12
+    assert (int(rows.max()) < k) == (order == "row" or k == 12)
+    assert (int(columns.max()) < k) == (order == "column")
+
+
 def test_the_loss_is_the_mean_over_all_patches_but_those_of_the_first_cluster(
     make: Callable[..., ClusterAR], batch: Batch
 ) -> None:
@@ -152,6 +173,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient_and_a_layer_id(make: Ca
         ("column", Columns.Config()),
         ("cluster(2)", Clusters.Config(size=2)),
         ("cluster(3)", Clusters.Config(size=3)),
+        ("cluster(2, column)", Clusters.Config(size=2, order="column")),
     ],
 )
 def test_regions_that_the_scan_follows_can_be_predicted(
@@ -174,6 +196,7 @@ def test_regions_that_the_scan_follows_can_be_predicted(
         ("row", Clusters.Config(size=2)),
         ("row", Rows.Config(reverse=True)),
         ("cluster(2)", Clusters.Config(size=2, order="column")),
+        ("cluster(2, column)", Clusters.Config(size=2)),
     ],
 )
 def test_a_scan_that_would_give_away_later_regions_is_refused(scan: str, regions: Any, make: Callable[..., ClusterAR]) -> None:

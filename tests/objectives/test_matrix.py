@@ -64,9 +64,7 @@ OBJECTIVES: dict[str, Callable[[Any], Objective.Config]] = {
     ),
     "local MAE": lambda backbone: MAP.Config(backbone=backbone, decoder_mask="local_mae"),
     "AR decoder mask": lambda backbone: MAP.Config(backbone=backbone, decoder_mask="ar"),
-    "pilot AR, tail": lambda backbone: MAP.Config(
-        backbone=backbone, decoder_mask="ar", masking=Sequential.Config(count=20)
-    ),
+    "pilot AR, tail": lambda backbone: MAP.Config(backbone=backbone, decoder_mask="ar", masking=Sequential.Config(count=20)),
     "pilot AR, shift": lambda backbone: Shift.Config(backbone=backbone, count=40),
     "next region, strict": lambda backbone: NextRegion.Config(backbone=backbone),
     "cluster AR": clusters,

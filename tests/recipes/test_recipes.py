@@ -1,6 +1,7 @@
 """Recipes are found, say what they are, and fit together. That they run is tested in tests/smoke."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,6 +14,8 @@ from hybridmap.data.folder import ImageFolder
 from hybridmap.errors import UserError
 from hybridmap.recipes.smoke import SIZE, scale_down
 from hybridmap.tasks.classification import Classification
+from hybridmap.tokens.masking import Sequential
+from hybridmap.tokens.regions import Rows
 from hybridmap.train.recipe import Recipe
 
 NAMES = [entry.name for entry in recipes.listing()]
@@ -30,6 +33,9 @@ PROMISED = [
     *(f"ft-layout-{layout}" for layout in ("t", "m", "mt", "tm", "tmmm", "mmmt")),
     *("ft-384-base", "ft-384-large", "ft-vim-tiny-plus", "ft-vim-small-plus", "local-mae-vim-base"),
     *("moco-tiny", "moco-small", "moco-base", "moco-large", "moco-vit-base", "moco-vim-base", "moco-mambar-base"),
+    *(f"ar-{of}" for of in ("tiny", "small", "base", "large", "vit-base", "vim-base", "mambar-base")),
+    *(f"ar-shift-{of}" for of in ("base", "vit-base", "vim-base")),
+    *(f"ar-{of}-base" for of in ("column-vim", "vim-column", "column-vim-column")),
     *("map-huge", "map-huge-released", "map-vit-base", "ar-mask-base", "map-smoke", "knn", "probe-linear"),
 ]
 """Names that scripts may rely on."""
@@ -153,6 +159,30 @@ def test_objectives_of_table_6_differ_in_one_field():
         assert override(recipes.find(name), {"learner.decoder_mask": "map"}) == base
         assert recipes.find(name).learner.decoder_mask == mask
     assert recipes.find("mae-base").learner.masking.ratio == 0.75
+
+
+def test_pilot_ar_hides_a_fifth_at_the_end_of_its_order():
+    for name in ("base", "vit-base", "vim-base", "mambar-base"):
+        learner = recipes.find(f"ar-{name}").learner
+        assert (type(learner.masking), learner.masking.count) == (Sequential.Config, 40)
+        assert (learner.decoder_mask, learner.regions) == ("ar", Rows.Config())
+    for name in ("base", "vit-base", "vim-base"):
+        shifted, tail = recipes.find(f"ar-shift-{name}"), recipes.find(f"ar-{name}")
+        assert (shifted.learner.count, shifted.learner.regions) == (40, Rows.Config())
+        assert replace(shifted, learner=tail.learner) == tail
+        assert shifted.learner.backbone == tail.learner.backbone
+
+
+def test_table_2_crosses_the_order_of_the_scan_with_that_of_prediction():
+    found = {}
+    for name in ("ar-vim-base", "ar-column-vim-base", "ar-vim-column-base", "ar-column-vim-column-base"):
+        learner = recipes.find(name).learner
+        found[name] = (learner.backbone.scan, type(learner.regions).__qualname__.partition(".")[0])
+        plain = {"learner.backbone.scan": "row", "learner.regions.type": "Rows"}
+        assert override(recipes.find(name), plain) == recipes.find("ar-vim-base")
+    assert sorted(found.values()) == [("column", "Columns"), ("column", "Rows"), ("row", "Columns"), ("row", "Rows")]
+    assert found["ar-column-vim-base"] == ("row", "Columns")
+    assert found["ar-vim-column-base"] == ("column", "Rows")
 
 
 def test_stages_change_size_and_drop_path():

@@ -21,7 +21,7 @@ from hybridmap.tokens.select import take
     rows=st.integers(1, 5),
     columns=st.integers(1, 5),
     patch=st.integers(1, 4),
-    scan=st.sampled_from(["row", "column", "cluster(1)", "cluster(2)", "cluster(3)"]),
+    scan=st.sampled_from(["row", "column", "cluster(1)", "cluster(2)", "cluster(3)", "cluster(2, column)"]),
 )
 def test_assembling_undoes_partitioning(batch: int, channels: int, rows: int, columns: int, patch: int, scan: str) -> None:
     images = (
@@ -65,10 +65,20 @@ def test_cluster_scan_runs_through_squares_row_by_row() -> None:
     assert torch.equal(order("cluster(9)", (3, 5)), order("row", (3, 5)))
 
 
+def test_cluster_scan_may_run_through_the_squares_column_by_column() -> None:
+    assert order("cluster(2, column)", (4, 4)).tolist() == [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15]
+    assert torch.equal(order("cluster(2,column)", (3, 5)), order("cluster(2, column)", (3, 5)))
+    assert torch.equal(order("cluster(1, column)", (3, 5)), order("column", (3, 5)))
+
+
 @pytest.mark.parametrize("grid", [(12, 12), (4, 6), (5, 7), (1, 3)])
 def test_cluster_scan_and_cluster_regions_agree(grid: tuple[int, int]) -> None:
-    ranks = Clusters.Config(size=4).build().raster_ranks(grid)[order("cluster(4)", grid)]
-    assert torch.equal(ranks, ranks.sort().values)
+    for scan, regions in (
+        ("cluster(4)", Clusters.Config(size=4)),
+        ("cluster(4, column)", Clusters.Config(size=4, order="column")),
+    ):
+        ranks = regions.build().raster_ranks(grid)[order(scan, grid)]
+        assert torch.equal(ranks, ranks.sort().values)
 
 
 def test_the_walk_down_the_columns_is_found_from_the_places_of_the_patches() -> None:

@@ -49,7 +49,8 @@ class ARM(SequenceBackbone):
         directions: Literal[1, 4] = 4
         """1: every mixer scans forward only. 4: both ways along the sequence and both ways down the columns."""
         scan: str = "row"
-        """Order of the sequence: ``row``, ``column`` or ``cluster(k)``, squares of k x k patches row by row."""
+        """Order of the sequence: ``row``, ``column``, or squares of k x k patches row by row, ``cluster(k)``, or column by
+        column, ``cluster(k, column)``."""
         cls_token: bool = True
         """Whether a class token stands in the middle of the sequence."""
         pool: Literal["avg", "cls"] = "avg"

@@ -45,7 +45,9 @@ class Objective(nn.Module, Configurable):
             wanted = configuration.field_types(type(self))["backbone"]
             if not isinstance(self.backbone, wanted):
                 ours, theirs, given = (c.owner.__name__ for c in (type(self), wanted, type(self.backbone)))
-                raise UserError(f"{ours} pretrains a {theirs} only, got a {given}; choose another objective or another backbone")
+                raise UserError(
+                    f"{ours} pretrains networks of the kind {theirs} only, got {given}; choose another objective or another backbone"
+                )
 
     config: Any
     backbone: Any

@@ -24,7 +24,7 @@ columns predicted), a query may therefore look only at features that have met no
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -36,6 +36,7 @@ from hybridmap.layers.mamba import freeze_backward
 from hybridmap.objectives.base import PatchObjective
 from hybridmap.objectives.decoder import MAPQueryDecoder, QueryDecoder
 from hybridmap.objectives.targets import Pixels, Target
+from hybridmap.tokens.masking import small_count
 from hybridmap.tokens.regions import Regions, Rows, check_follows, earlier, prediction_order
 from hybridmap.types import Batch, Loss, Mask, Patches
 
@@ -142,7 +143,11 @@ class Shift(FromEarlier):
     @dataclass(frozen=True, kw_only=True)
     class Config(FromEarlier.Config):
         count: int = 40
-        """n, how many patches lie between what is predicted and what it is predicted from."""
+        """n, how many places after a patch those stand that are predicted from it and all before it."""
+
+        def small(self) -> Any:
+            """For images of 16 patches instead of 196."""
+            return replace(super().small(), count=small_count(self.count))
 
     config: Shift.Config
 

@@ -98,7 +98,7 @@ def check_follows(patches: Patches, regions: Regions, scan: str) -> None:
     if bool((regions(patches, None).diff(dim=1) < 0).any()):
         raise UserError(
             f"the scan {scan!r} does not follow the regions {regions.config}, so that features of a "
-            "region would know what comes later; clusters of size k need the scan cluster(k), rows the scan row"
+            "region would know what comes later; clusters of size k need the scan cluster(k) or cluster(k, column), rows row"
         )
 
 

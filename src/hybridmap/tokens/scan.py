@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 
-_CLUSTER = re.compile(r"cluster\((\d+)\)")
+_CLUSTER = re.compile(r"cluster\((\d+)(, ?column)?\)")
 
 
 def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) -> Int[Tensor, "N"]:
@@ -27,7 +27,8 @@ def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) 
 
     ``row``: row by row, each from the left (raster order). ``column``: column by column, each from the top. ``cluster(k)``:
     squares of k x k patches row by row, inside each row by row; those at the right and bottom border are smaller where k does
-    not divide the grid. Source of the last: ARM (arXiv:2406.07537), OliverRensu/ARM:models_pretrain.py.
+    not divide the grid. ``cluster(k, column)``: the same squares column by column. Source of clusters: ARM (arXiv:2406.07537),
+    OliverRensu/ARM:models_pretrain.py.
 
     >>> order("column", (2, 3)).tolist()
     [0, 3, 1, 4, 2, 5]
@@ -45,10 +46,10 @@ def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) 
         return raster.view(rows, columns).T.flatten()
     found = _CLUSTER.fullmatch(scan)
     if found and (size := int(found[1])) > 0:
-        across = -(-columns // size)
-        cluster = raster // columns // size * across + raster % columns // size
+        down, across = raster // columns // size, raster % columns // size
+        cluster = across * -(-rows // size) + down if found[2] else down * -(-columns // size) + across
         return cluster.argsort(stable=True)
-    raise UserError(f"scan must be cluster(k), with k patches to a side, row or column, got {scan!r}")
+    raise UserError(f"scan must be cluster(k), cluster(k, column), k patches to a side, row or column, got {scan!r}")
 
 
 def down_columns(coords: Float[Tensor, "B N 2"], rows: int) -> Int[Tensor, "#B N"]:
