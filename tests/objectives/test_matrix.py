@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -127,10 +128,64 @@ def scheme(built: Any, mask: Mask | None, causal: bool, features: Features | Non
 
 
 def refusal(objective: str, family: str) -> str | None:
-    """The sentence by which a cell is refused, or None."""
+    """The sentence by which a cell is refused, or None. Without the tests' checks of types, which users do not have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
     try:
         built = learner(objective, family)
         built(images_for(built))
     except UserError as error:
         return str(error)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
     return None
+
+
+@cache
+def told() -> tuple[dict[tuple[str, str], str], list[str]]:
+    """(objective, family) -> cell of the document's table, and its numbered refusals in order."""
+    lines = DOCUMENT.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    families = rows[0][1:]
+    cells = {(row[0], family): cell for row in rows[1:] for family, cell in zip(families, row[1:], strict=True)}
+    return cells, [line.partition(". ")[2].strip("`") for line in lines if line[:1].isdigit()]
+
+
+def concrete(base: type) -> set[type]:
+    """All classes below ``base`` in ``hybridmap.objectives`` that leave nothing abstract."""
+    for info in pkgutil.iter_modules(objectives.__path__):
+        importlib.import_module(f"{objectives.__name__}.{info.name}")
+    found, below = set(), list(base.__subclasses__())
+    while below:
+        cls = below.pop()
+        below += cls.__subclasses__()
+        abstract = any(getattr(member, "__isabstractmethod__", False) for _, member in inspect.getmembers(cls))
+        if cls.__module__.startswith(objectives.__name__) and not abstract:
+            found.add(cls)
+    return found
+
+
+def test_every_objective_and_target_has_a_row() -> None:
+    rows = [make(ARM.Config(directions=1)) for make in OBJECTIVES.values()]
+    assert concrete(Objective) == {type(row).owner for row in rows}
+    assert concrete(Target) == {type(row.target).owner for row in rows if hasattr(row, "target")}  # type: ignore[attr-defined]
+
+
+def test_the_document_has_these_rows_and_columns() -> None:
+    assert list(told()[0]) == [(objective, family) for objective in OBJECTIVES for family in FAMILIES]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_cell_is_what_the_document_says(objective: str, family: str) -> None:
+    cells, sentences = told()
+    cell = cells[objective, family]
+    if cell.startswith("no"):
+        expected = sentences[int(cell.removeprefix("no (").removesuffix(")")) - 1]
+        start, _, end = expected.partition("...")
+        sentence = refusal(objective, family)
+        assert sentence is not None
+        assert sentence.startswith(start)
+        assert sentence.endswith(end)
+        assert "\n" not in sentence
+    else:
+        assert step(learner(objective, family)) == cell

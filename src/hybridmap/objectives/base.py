@@ -46,7 +46,8 @@ class Objective(nn.Module, Configurable):
             if not isinstance(self.backbone, wanted):
                 ours, theirs, given = (c.owner.__name__ for c in (type(self), wanted, type(self.backbone)))
                 raise UserError(
-                    f"{ours} pretrains networks of the kind {theirs} only, got {given}; choose another objective or another backbone"
+                    f"{ours} pretrains networks of the kind {theirs} only, got {given}; choose another objective or another "
+                    "backbone"
                 )
 
     config: Any
