@@ -8,7 +8,7 @@ random erasing. Its evaluation squeezes images into a square; ours crops, as usu
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from hybridmap.backbones import find
 from hybridmap.config import override
@@ -25,9 +25,10 @@ Size = Literal["base", "large", "huge"]
 def _pretrain(size: Size, batch: int) -> Recipe:
     """Source: OliverRensu/ARM:README.md, main_pretrain.py @ 996d93e."""
     plain = map_base()
+    backbone: Any = find(f"arm_{size}_pretrain_patch16_192")
     return replace(
         plain,
-        learner=ClusterAR.Config(backbone=find(f"arm_{size}_pretrain_patch16_192")),
+        learner=ClusterAR.Config(backbone=backbone),
         data=replace(plain.data, size=192, crop=RandomResizedCrop.Config(scale=(0.2, 1.0))),  # type: ignore[call-arg]
         train=TrainConfig(epochs=1600.0, batch_size=batch, clip=3.0, precision="bf16"),
     )
