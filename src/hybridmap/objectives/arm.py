@@ -29,7 +29,7 @@ from hybridmap.backbones.sequence import sides
 from hybridmap.errors import UserError
 from hybridmap.layers.block import CrossBlock
 from hybridmap.layers.pos_embed import resample, sincos_2d
-from hybridmap.objectives.base import Objective
+from hybridmap.objectives.base import PatchObjective
 from hybridmap.objectives.decoder import Decoder
 from hybridmap.objectives.targets import Pixels, Target
 from hybridmap.tokens.regions import Clusters, Regions, earlier
@@ -102,11 +102,11 @@ class ARMDecoder(Decoder):
         return F.pad(self.pred(self.norm(x)), (0, 0, unpredicted, 0))
 
 
-class ClusterAR(Objective):
+class ClusterAR(PatchObjective):
     """Predict every region from all earlier ones; see the picture above."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(PatchObjective.Config):
         backbone: ARM.Config
         """A network of one direction, which scans the regions one after the other."""
         regions: Regions.Config = field(default_factory=lambda: Clusters.Config(size=4))

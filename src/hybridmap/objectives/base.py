@@ -1,4 +1,9 @@
-"""What every pretraining objective promises: a learner around a backbone, whose random choices can also be made by hand."""
+"""What every pretraining objective promises: a learner around a backbone, which is what transfers.
+
+    Objective              forward(batch) -> Loss; takes over weights; numbers its layers
+      PatchObjective       the same, by predicting patches: draw a mask, step under it, predict; the mask can also be hand-made
+      MoCo                 the same, by comparing images
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ _LEFT_OUT = ("registers.", "cls_", "head.")
 
 
 class Objective(nn.Module, Configurable):
-    """Abstract. A concrete objective sets ``backbone``, which is what transfers, and implements the three methods below."""
+    """Abstract. A concrete objective sets ``backbone``, which is what transfers, and implements :meth:`forward`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configuration.Config):
@@ -36,26 +41,15 @@ class Objective(nn.Module, Configurable):
     backbone: Any
     """The encoder, a :class:`hybridmap.backbones.base.Backbone`."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, encoder: Backbone.Config) -> None:
+        """Build ``encoder``, the part of ``config.backbone`` that the objective trains."""
         nn.Module.__init__(self)
         self.config = config
-        self.backbone = config.backbone.encoder().build()
+        self.backbone = encoder.build()
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Loss:
-        patches = self.backbone.partition(batch.inputs)
-        return self.step(patches, self.draw(patches, batch), batch.key)
-
-    @abstractmethod
-    def draw(self, patches: Patches, batch: Batch) -> Mask:
-        """Decide what is masked: a function of the batch's keys."""
-
-    @abstractmethod
-    def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
-        """The loss under a given mask. Public: a recorded or hand-made mask goes in here, and this is what gets compiled."""
-
-    @abstractmethod
-    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
-        """What the objective says about every patch, on the target's scale, by position in the scan."""
+        """The loss of a batch."""
 
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> depth for layer-wise learning rates; everything beside the backbone counts as behind it."""
@@ -71,7 +65,7 @@ class Objective(nn.Module, Configurable):
         """Continue from weights of such an objective, of a fine-tuned network, or of a bare backbone, by our names.
 
         The backbone is taken over whole, with learned positions resampled where the grids differ. What stands beside it (a
-        decoder) is taken over whole or starts fresh.
+        decoder, a projector) is taken over whole or starts fresh.
 
         Raises:
             UserError: if the weights are of another backbone.
@@ -112,6 +106,29 @@ class Objective(nn.Module, Configurable):
                 f"the weights are of another backbone ({name.removeprefix(_BACKBONE)}: {reason}; {len(misfits)} such tensors);"
                 " choose a recipe of the same family, layout and size"
             )
+
+
+class PatchObjective(Objective):
+    """Abstract. An objective that predicts patches; what it draws can also be made by hand."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config, config.backbone.encoder())
+
+    def forward(self, batch: Batch) -> Loss:
+        patches = self.backbone.partition(batch.inputs)
+        return self.step(patches, self.draw(patches, batch), batch.key)
+
+    @abstractmethod
+    def draw(self, patches: Patches, batch: Batch) -> Mask:
+        """Decide what is masked: a function of the batch's keys."""
+
+    @abstractmethod
+    def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
+        """The loss under a given mask. Public: a recorded or hand-made mask goes in here, and this is what gets compiled."""
+
+    @abstractmethod
+    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
+        """What the objective says about every patch, on the target's scale, by position in the scan."""
 
 
 def _own_name(name: str, wrapped: bool) -> str:

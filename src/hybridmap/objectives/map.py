@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hybridmap.errors import UserError
-from hybridmap.objectives.base import Objective
+from hybridmap.objectives.base import PatchObjective
 from hybridmap.objectives.decoder import Decoder, MAPDecoder
 from hybridmap.objectives.targets import Pixels, Target
 from hybridmap.tokens.masking import Masking, Random
@@ -38,11 +38,11 @@ from hybridmap.tokens.regions import DecoderMask, Regions, Rows, permission
 from hybridmap.types import Batch, Loss, Mask, Patches
 
 
-class MAP(Objective):
+class MAP(PatchObjective):
     """The objective of this project; see the table above for its settings."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(PatchObjective.Config):
         masking: Masking.Config = field(default_factory=Random.Config)
         """What is hidden from the encoder."""
         regions: Regions.Config = field(default_factory=Rows.Config)
