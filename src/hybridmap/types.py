@@ -32,7 +32,7 @@ class Batch:
     labels: Tensor | None = None
     """Per input, pixel or point; None where unknown."""
     views: tuple[Tensor, ...] | None = None
-    """Further crops of the same inputs, for contrastive objectives."""
+    """Independent crops of the same images, of which ``inputs`` is the first; None unless the data was asked for several."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,10 @@ class Backbone(nn.Module, Configurable):
             """The same network as objectives build it: every parameter that it has receives a gradient."""
             return replace(self, num_classes=0)
 
+        def image_encoder(self) -> Backbone.Config:
+            """The same for objectives that read one vector per image (``pooled``), and so train a class token that is read."""
+            return self.encoder()
+
     first_conv: ClassVar[str] = "patch_embed.proj"
     """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_harness import arm, hybrid, mamba_module, mambavision, operators, tables, vim, vit
+from parity_harness import arm, hybrid, mamba_module, mambavision, moco, operators, tables, vim, vit
 from parity_harness.recording import Recording
 
 FOLDER = Path(os.environ.get("HYBRIDMAP_GOLDEN") or Path(__file__).parents[1] / "fixtures")
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
     "mambavision": mambavision.mambavision,
     "mamba-module": mamba_module.mamba_module,
     "tables": tables.tables,
+    "moco": moco.moco,
 }
 """Family -> the function that runs our model on a recording of it and compares everything."""
 
@@ -36,7 +37,6 @@ TO_COME: tuple[str, ...] = (
     "mamba3d",
     "mamba3d-cls",
     "mar-diffloss",
-    "moco",
     "op-points",
     "point-mae",
     "point-mae-cls",
