@@ -16,8 +16,8 @@ way, two and two in opposite directions (``bidirectional_pairs``),
 
 where both add h to r, so that the stream doubles at every pair; and rotary positions (``rope``), by which h (with
 ``rope_residual`` r, too) is turned before every layer or pair. A class token is never turned.
-Objectives build the network without head, with patches side by side (:meth:`Vim.Config.encoder`), and without class token unless
-they compare images.
+Objectives build the network without head, with patches side by side (:meth:`Vim.Config.encoder`), and without class token
+unless they compare images.
 Source: Vim (arXiv:2401.09417), hustvl/Vim:vim/models_mamba.py, vim/rope.py @ dd0358a.
 """
 

@@ -6,8 +6,8 @@ The question is honest because no pixel is in both sets, crops are grey (colour 
 and variance (so would brightness and contrast). Nearest neighbours on raw pixels are right about one time in four. The pictures
 are found beside the installed packages and read as files; the packages are not imported and nothing is fetched.
 
-An image of this set is a crop, not a picture: views of it are cut out of that crop. Two crops from anywhere in one picture would
-tell a contrastive objective which picture they are from, and that is the label.
+An image of this set is a crop, not a picture: views of it are cut out of that crop. Two crops from anywhere in one picture
+would tell a contrastive objective which picture they are from, and that is the label.
 """
 
 from __future__ import annotations

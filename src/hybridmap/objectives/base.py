@@ -1,8 +1,8 @@
 """What every pretraining objective promises: a learner around a backbone, which is what transfers.
 
-    Objective              forward(batch) -> Loss; takes over weights; numbers its layers
-      PatchObjective       the same, by predicting patches: draw a mask, step under it, predict; the mask can also be hand-made
-      MoCo                 the same, by comparing images
+Objective              forward(batch) -> Loss; takes over weights; numbers its layers
+  PatchObjective       the same, by predicting patches: draw a mask, step under it, predict; the mask can also be hand-made
+  MoCo                 the same, by comparing images
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
                  ▲                                      └─ then into the queue, in place of the oldest keys
        follows the query's: key = momentum key + (1 - momentum) query, before every pass; no gradient
 
-All vectors have unit length. What an image is pooled to is the backbone's matter: the class token of ViT and Vim, the mean of the
-patches of all others, without registers. Nothing is masked.
+All vectors have unit length. What an image is pooled to is the backbone's matter: the class token of ViT and Vim, the mean of
+the patches of all others, without registers. Nothing is masked.
 
 Keys of all processes enter the queue, which is the same everywhere. Queue and key network are part of the state, so that a run
 continues as if it had never stopped. Micro-steps (``train.accumulate``) are passes of their own: the key network moves in each.
@@ -116,8 +116,10 @@ class MoCo(Objective):
         """The key network's step towards the query's."""
         keys, queries = (list(side) for side in zip(*self._pairs(), strict=True))
         if any(isinstance(parameter, DTensor) for parameter in keys):
-            raise UserError("MoCo's key network needs whole weights in every process, got sharded ones; set train.parallel to ddp")
-        torch._foreach_lerp_(keys, queries, 1 - self.config.momentum)
+            raise UserError(
+                "MoCo's key network needs whole weights in every process, got sharded ones; set train.parallel to ddp"
+            )
+        torch._foreach_lerp_(keys, queries, 1 - self.config.momentum)  # pyright: ignore[reportPrivateImportUsage]
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(key, query) parameters."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.backbones.vim import Vim
 from hybridmap.backbones.vit import ViT
 from hybridmap.config import Config
 from hybridmap.data.base import Dataset
@@ -15,6 +16,7 @@ from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
+from hybridmap.objectives.moco import MoCo
 from hybridmap.tasks.classification import Classification
 from hybridmap.tasks.linear_probe import LinearProbe
 from hybridmap.train.optim import AdamW
@@ -60,6 +62,8 @@ def scale_down(recipe: Recipe) -> Recipe:
         changes["num_classes"] = CLASSES
     if isinstance(learner, MAP.Config):
         changes["decoder"] = replace(learner.decoder, width=32, depth=1, num_heads=2)  # type: ignore[call-arg]
+    if isinstance(learner, MoCo.Config):
+        changes |= {"queue_size": 8, "out": 16}
     return replace(
         recipe,
         learner=replace(learner, **changes),
@@ -89,7 +93,9 @@ def small_exam(exam: Config) -> Config:
 
 
 def _small_data(data: Any) -> Config:
-    return Synthetic.Config(size=SIZE, length=16, num_classes=CLASSES, mean=data.mean, std=data.std)
+    return Synthetic.Config(
+        size=SIZE, length=16, num_classes=CLASSES, mean=data.mean, std=data.std, views=getattr(data, "views", 1)
+    )
 
 
 def small_backbone(backbone: Backbone.Config) -> Backbone.Config:
@@ -99,6 +105,8 @@ def small_backbone(backbone: Backbone.Config) -> Backbone.Config:
     if isinstance(backbone, HybridNet.Config):
         registers = min(backbone.num_registers, 2)
         return replace(backbone, **small, layout=_four_of(backbone.layout), num_registers=registers)
+    if isinstance(backbone, Vim.Config):
+        return replace(backbone, img_size=SIZE, patch_size=8, embed_dim=32, depth=4)
     return replace(backbone, img_size=SIZE)
 
 

@@ -90,7 +90,9 @@ def moco(rec: Recording) -> None:
         rec.check(f"output.step{i}.logits", kept[-1])
         rec.check(f"output.step{i}.labels", torch.zeros(len(views[0]), dtype=torch.int64))
         rec.check(f"output.step{i}.loss", loss)
-        rec.check_true(f"step {i}: a parameter of the key network has a gradient", all(p.grad is None for p in keys_of(learner)))
+        rec.check_true(
+            f"step {i}: a parameter of the key network has a gradient", all(p.grad is None for p in keys_of(learner))
+        )
         gradients = {name: value.grad for name, value in official_parameters(learner).items() if value.grad is not None}
         rec.check_each(f"grad.step{i}.", r"(encoder_q\..*)", lambda name, found=gradients: found[name])
         rec.check_true(
