@@ -47,6 +47,7 @@ def test_it_examines_a_network(entry: recipes.Entry):
     [
         ("map-base", "ft-3stage-base", {}),
         ("mae-vit-base", "ft-vit-base", {}),
+        ("moco-base", "ft-3stage-base", {}),
         ("map-mambar-base", "ft-3stage-base", {"learner.backbone.layout": "M" * 24}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
