@@ -87,17 +87,18 @@ class MoCo(Objective):
         given = 1 if batch.views is None else len(batch.views)
         if batch.views is None or given != 2:
             raise UserError(f"MoCo compares two crops of each image, but the batch has {given}; set data.views to 2")
+        first, second = batch.views
         self._check_queue(len(batch.inputs) * _processes())
         self._follow()
         queue = self.queue.clone()  # because the queue moves on before the backward pass
-        loss, keys = self.step(*batch.views, queue)
+        loss, keys = self.step(first, second, queue)
         self._enqueue(keys)
         return loss
 
     def step(
         self, queries_of: Float[Tensor, "B C H W"], keys_of: Float[Tensor, "B C H W"], queue: Float[Tensor, "K out"]
     ) -> tuple[Loss, Float[Tensor, "B out"]]:
-        """The loss of queries from the first crops under a given queue, and the keys from the second ones. Changes nothing."""
+        """The loss of queries from the first crops under a given queue, and the keys from the second ones."""
         with torch.no_grad():
             keys = _encode(self.key_backbone, self.key_projector, keys_of)
         queries = _encode(self.backbone, self.projector, queries_of)
