@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridmap.errors import UserError
-from hybridmap.files import remove_leftovers, replace_file, replacing
+from hybridmap.files import remove_leftovers, replace_file, replacing, replacing_together
 
 
 def test_a_file_is_replaced_and_its_directories_are_made(tmp_path: Path) -> None:
@@ -36,6 +36,32 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
         temporary.write_text({}["half"])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, beside = tmp_path / "deep" / "a.onnx", tmp_path / "deep" / "a.onnx.data"
+
+    def write(content: str) -> None:
+        with replacing_together(path) as temporary:
+            assert temporary.name == path.name, "the others are found by their names beside it"
+            temporary.write_text(content)
+            (temporary.parent / beside.name).write_text(content * 2)
+
+    write("old")
+    assert (path.read_text(), beside.read_text()) == ("old", "oldold")
+    calls = iter([None, OSError(errno.ENOSPC, "full")])
+
+    def full_at_the_second(_: int) -> None:
+        if error := next(calls):
+            raise error
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(UserError, match="no space left"):
+        write("new")
+    assert (path.read_text(), beside.read_text()) == ("old", "oldold")
+    assert sorted(path.parent.iterdir()) == [path, beside]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     backbone ──trace──▶ ExportedProgram ─┬─ save_program ─▶ .pt2     our operators whole: needs hybridmap, runs its kernels
                                          └─ save_onnx ────▶ .onnx    standard operators only (hybridmap.ops.onnx): needs nothing
 
-Each file is compared with the backbone before it takes its place. float32, inference.
+Weights are inside; too large for one .onnx file, they lie beside it in NAME.onnx.data. Each file is compared with the backbone
+before it takes its place. float32, inference.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.onnx import ONNXProgram
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.errors import UserError
-from hybridmap.files import replacing
+from hybridmap.files import replacing_together
 
 Format = Literal["onnx", "pt2"]
 TOLERANCE = 1e-4
 """Largest difference between file and backbone in any output."""
-LARGEST_ONNX = 2**31 - 1
-"""Bytes of one protobuf message, and so of one .onnx file with its weights inside."""
+LARGEST_INSIDE = 1_500_000_000
+"""Bytes of weights inside an .onnx file, which is one message of at most 2^31 - 1 bytes; torch itself keeps to little more."""
 EXTRA = "pip install 'hybridmap[export]'"
 
 
@@ -37,21 +39,15 @@ def trace(backbone: Backbone, size: tuple[int, int], batch: int | None = None) -
         return torch.export.export(backbone.eval(), (images,), dynamic_shapes=None if batch else ({0: Dim("batch")},))
 
 
-def check_onnx(backbone: Backbone) -> None:
+def check_onnx() -> None:
     """See whether ONNX can be written, before anything is traced.
 
     Raises:
-        UserError: if onnx or onnxscript is not installed, or the weights are too large for one file.
+        UserError: if onnx or onnxscript is not installed.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"writing ONNX needs {' and '.join(missing)}, which is not installed; try {EXTRA}, or --format pt2")
-    weight = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
-    if weight > LARGEST_ONNX:
-        raise UserError(
-            f"one ONNX file holds at most {LARGEST_ONNX / 1e9:.1f} GB, but the weights take {weight / 1e9:.1f} GB; "
-            "try --format pt2"
-        )
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -60,10 +56,8 @@ def save_program(program: ExportedProgram, path: Path) -> None:
         torch.export.save(program, file)  # pyright: ignore[reportArgumentType]
 
 
-def save_onnx(program: ExportedProgram, path: Path, output: str = "features") -> None:
-    """Write one .onnx file, weights inside, with the input ``images`` and one output of the given name."""
-    from onnxscript.optimizer import fold_constants, remove_unused_nodes
-
+def to_onnx(program: ExportedProgram, output: str = "features") -> ONNXProgram:
+    """The program in ONNX, with the input ``images`` and one output of that name. The meta device's weights will do for it."""
     from hybridmap.ops.onnx import translations
 
     # Without the exporter's own optimisation: its pattern rewriting takes minutes for deep networks and gains nothing here.
@@ -72,15 +66,23 @@ def save_onnx(program: ExportedProgram, path: Path, output: str = "features") ->
         dynamo=True,
         optimize=False,
         verbose=False,
-        external_data=False,
         input_names=["images"],
         output_names=[output],
         custom_translation_table=translations(),
     )
     assert made is not None
+    return made
+
+
+def save_onnx(program: ExportedProgram, path: Path, output: str = "features") -> None:
+    """Write the .onnx file, and beside it ``path`` with ``.data`` appended where the weights take more than LARGEST_INSIDE."""
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
+    made = to_onnx(program, output)
     fold_constants(made.model)
     remove_unused_nodes(made.model)
-    made.save(str(path), external_data=False)
+    weight = sum(value.numel() * value.element_size() for value in program.state_dict.values())
+    made.save(str(path), external_data=weight > LARGEST_INSIDE)
 
 
 def difference(path: Path, format: Format, backbone: Backbone, size: tuple[int, int], batches: Sequence[int]) -> float:
@@ -105,9 +107,9 @@ def export(
             before is then still there.
     """
     if format == "onnx":
-        check_onnx(backbone)
+        check_onnx()
     program = trace(backbone, size, batch)
-    with replacing(output) as temporary:
+    with replacing_together(output) as temporary:
         if format == "pt2":
             save_program(program, temporary)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,13 +62,43 @@ def replacing(path: str | Path) -> Iterator[Path]:
             rights = temporary.stat().st_mode  # what the umask says; safetensors would let nobody else read the file
             yield temporary
             temporary.chmod(rights)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            _sync_file(temporary)
             temporary.replace(path)
             _sync_directory(path.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(path: str | Path) -> Iterator[Path]:
+    """The same for a file that may need others beside it, such as its weights: the block is given a path of the same name in
+    an empty folder. Once it is done, all that it left there is synced, then moved beside ``path``, which itself comes last.
+
+    Each file is then whole, but a crash between two moves can leave new files beside an old ``path``.
+
+    Raises:
+        UserError: as :func:`replacing`.
+    """
+    path = Path(path)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.parts")
+    with writing(path):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder / path.name
+            parts = sorted(folder.iterdir(), key=lambda part: part.name == path.name)
+            for part in parts:
+                _sync_file(part)
+            for part in parts:
+                part.replace(path.with_name(part.name))
+            _sync_directory(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_directory(folder: Path) -> None:
@@ -98,4 +129,4 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-__all__ = ["remove_leftovers", "replace_file", "replacing", "writing"]
+__all__ = ["remove_leftovers", "replace_file", "replacing", "replacing_together", "writing"]

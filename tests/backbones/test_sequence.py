@@ -10,6 +10,8 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
 import hybridmap  # noqa: F401 (registers the names)
+from hybridmap.backbones.sequence import check_images
+from hybridmap.errors import UserError
 
 SMALL = {
     "hybridnet_tiny_patch16_224": {"layout": "MMMTMT", "embed_dim": 24, "num_heads": 2, "num_registers": 2, "cls_reduce": 2},
@@ -179,3 +181,8 @@ def test_the_data_configuration_of_timm_is_found():
     assert resolve_model_data_config(net)["interpolation"] == "bicubic"
     assert net.default_cfg["classifier"] == "head.fc"
     assert net.default_cfg["first_conv"] == "patch_embed.proj"
+
+
+def test_images_of_bytes_are_refused() -> None:
+    with pytest.raises(UserError, match=r"normalised images in floating point, got torch\.uint8; try images\.float\(\) / 255"):
+        check_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 3)

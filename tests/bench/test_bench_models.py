@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridmap.backbones import HybridNet, ViT
+from hybridmap.backbones import HybridNet, MambaVision, ViT
+from hybridmap.backbones.base import Backbone
 from hybridmap.bench.clock import in_fresh_process
 from hybridmap.bench.models import TIMED, Protocol, growth_of, measure, prepare
 from hybridmap.bench.step import Step
@@ -83,6 +84,27 @@ def test_a_network_that_cannot_be_built_is_named_before_anything_is_measured(
     with pytest.raises(UserError) as error:
         measure({"good": VIT, "bad": config}, CPU, QUICK)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("config", "protocol", "reason"),
+    [
+        (MambaVision.Config(img_size=32, num_classes=3), replace(QUICK, batch=1), r"1 images of 32x32 .*more than 1 value per"),
+        (replace(VIT, img_size=8_000_000_000), QUICK, r"2 images of 8000000000x8000000000 .*[Oo]verflow"),
+        (VIT, replace(QUICK, batch=10**20), r"100000000000000000000 images of 32x32 .*[Oo]verflow"),
+    ],
+)
+def test_sizes_that_torch_cannot_take_are_told_before_anything_is_measured(
+    config: Backbone.Config, protocol: Protocol, reason: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^bad: {reason}.*; try another --img-size or --batch$"):
+        measure({"bad": config}, CPU, protocol)
+
+
+def test_a_batch_norm_of_one_value_is_no_obstacle_to_inference() -> None:
+    config = MambaVision.Config(depths=(1, 1, 1, 1), embed_dim=16, stem_dim=8, num_heads=(2, 4), img_size=32, num_classes=3)
+    found = measure({"one": config}, CPU, replace(QUICK, batch=1, phases=("inference",)))["one"]
+    assert found.images_per_s["inference"] > 0
 
 
 def test_measuring_leaves_the_generator_as_it_was() -> None:

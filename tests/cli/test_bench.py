@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -109,13 +110,36 @@ def test_the_peak_of_a_model_is_printed_with_what_it_is(tmp_path: Path, capsys: 
     assert float(line["training peak MB"]) > float(line["inference peak MB"]) > 0
 
 
-def test_too_little_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def too_small(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+        ),
+        BrokenProcessPool("A process in the process pool was terminated abruptly while the future was running or pending."),
+    ],
+)
+def test_too_little_memory_is_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_small(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr("hybridmap.bench.models.measure", too_small)
-    assert main(["bench", "model", "mae_deit_tiny_patch16_224", "--device", "cpu"]) == 2
-    assert "cpu has too little memory for 2 images; try a smaller --batch" in capsys.readouterr().err
+    for where, what in (("models", "model"), ("step", "step")):
+        monkeypatch.setattr(f"hybridmap.bench.{where}.measure", too_small)
+        name = "mae_deit_tiny_patch16_224" if what == "model" else "map-tiny"
+        assert main(["bench", what, name, "--device", "cpu"]) == 2
+        assert "cpu has too little memory for 2 images; try a smaller --batch" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr("hybridmap.bench.models.measure", broken)
+    with pytest.raises(RuntimeError, match="a defect of ours"):
+        main(["bench", "model", "mae_deit_tiny_patch16_224", "--device", "cpu"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hybridmap.backbones import ARM, HybridNet, MambaVision, Vim, ViT
+from hybridmap.cli import main
 from hybridmap.convert import ORIGINS, convert, load_checkpoint, origin_of
 from hybridmap.convert.ours import write_ours
 from hybridmap.convert.resize import resized, with_channels
 from hybridmap.convert.vim import VimClassifier
 from hybridmap.errors import UserError
+from hybridmap.layers.pos_embed import resample
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 FILES = [
@@ -318,6 +321,35 @@ def test_weights_are_resampled_for_another_size(name: str) -> None:
         resized(loaded, patch + 1)
 
 
+def test_the_official_resize_of_a_vim_mixes_its_class_row_with_the_patches() -> None:
+    """Coordinates as positions show what happens: 4x4 patches, the class row 8 (far away) among them, to 8x8."""
+    state, told = official("vim-v2-midcls")
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    table = torch.zeros(1, 17, 48)
+    patches = [i for i in range(17) if i != 8]
+    table[0, patches, 0], table[0, patches, 1], table[0, 8, 0] = rows.flatten(), columns.flatten(), 1000.0
+    loaded = convert(state | {"pos_embed": table}, **told)
+    right, theirs = resized(loaded, 128), resized(loaded, 128, official_vim_resize=True)
+    assert right.config == theirs.config
+    assert torch.equal(right.weights["cls_pos"], loaded.weights["cls_pos"])
+    assert right.weights["pos_embed"].max() < 4
+    # The class token was row 7 of 16 behind the first, the last of the second line of four; its own row is now a blend.
+    assert theirs.weights["pos_embed"].max() > 500
+    assert not torch.equal(theirs.weights["cls_pos"], loaded.weights["cls_pos"])
+    official_table = torch.cat([table[:, :1], resample(table[:, 1:], (4, 4), (8, 8))], dim=1)
+    assert torch.equal(theirs.weights["cls_pos"], official_table[:, 32:33])
+    assert torch.equal(theirs.weights["pos_embed"], torch.cat([official_table[:, :32], official_table[:, 33:]], dim=1))
+    last = slice(56, 64)  # the only line whose cubic neighbours are behind the class token's: there both agree
+    torch.testing.assert_close(theirs.weights["pos_embed"][0, last, :2], right.weights["pos_embed"][0, last, :2])
+
+
+def test_the_official_resize_is_for_a_vim_with_one_class_token() -> None:
+    for name in ("mamba-reg-4tok", "vim-v1-doublecls", "vim-bidirectional-rope"):
+        state, told = official(name)
+        with pytest.raises(UserError, match="official_vim_resize is for a Vim with positions and one class token"):
+            resized(convert(state, **told), 128, official_vim_resize=True)
+
+
 @pytest.mark.parametrize("name", ["map-pretrain-a", "mae-vit-globalpool", "vim-v2-midcls", "arm-finetune-a", "mambavision-a"])
 def test_weights_are_adapted_to_other_channels(name: str) -> None:
     state, told = official(name)
@@ -445,3 +477,94 @@ def test_a_vim_without_any_positions_asks_for_its_grid() -> None:
     with pytest.raises(UserError, match="does not tell for which size"):
         convert(bare)
     assert convert(bare, grid=(2, 3)).config.img_size == (32, 48)
+
+
+TOLD = {
+    "vim-none-headcls-layernorm": ["--tell", "class_token=first"],
+    "vim-v2-nodiv-meanpool": ["--tell", "divide=false"],
+    "vim-v2-midcls-nonsquare-stride8": ["--grid", "5", "9", "--tell", "stride=8", "img_size=48,80"],
+    "vim-bidirectional-rope": ["--tell", "bidirectional_pairs=true", "rope_residual=yes", "rope_side=4"],
+    "mambavision-b-nonsquare-padded": ["--num-heads", "4", "--tell", "window_size=4,3"],
+    "mamba-reg-8tok-reduce4-nonsquare": ["--grid", "4", "6"],
+}
+"""Recordings of networks whose shapes do not tell all -> what the command line must be told."""
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_shapes_do_not_tell_is_told_on_the_command_line(name: str, tmp_path: Path) -> None:
+    state, _ = official(name)
+    recorded = load_file(FIXTURES / f"{name}.safetensors")
+    theirs, ours = str(tmp_path / "theirs.pth"), str(tmp_path / "ours.safetensors")
+    torch.save({"model": state}, theirs)
+    assert main(["convert", theirs, "-o", ours, *TOLD[name]]) == 0
+    network = load_checkpoint(ours).build().eval()
+    with torch.no_grad():
+        logits = network(recorded["input.image"].float())
+    # float32 sums in another order; without what is told it is an error, or the logits differ by more than 1e-3
+    assert (logits - recorded["output.logits"]).abs().max() <= 2e-5
+
+
+def test_nothing_else_can_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, ours = str(tmp_path / "theirs.pth"), str(tmp_path / "ours.safetensors")
+    torch.save({"model": official("vim-v2-midcls")[0]}, theirs)
+    for words, sentence in [
+        (["depth=3"], "a file of Vim tells depth itself; only class_token, pool, divide, "),
+        (["class_token"], "--tell expects FIELD=VALUE, got class_token; try --tell class_token=first"),
+        (["class_token=last"], "class_token"),
+        (["class_token=double"], "the tensors make no whole Vim: "),
+        (["divide=perhaps"], "divide"),
+    ]:
+        assert main(["convert", theirs, "-o", ours, "--tell", *words]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not Path(ours).exists()
+    torch.save({"model": official("mamba-reg-4tok")[0]}, theirs)
+    assert main(["convert", theirs, "-o", ours, "--tell", "pool=mean"]) == 2
+    assert "tells pool itself; nothing needs to be told" in capsys.readouterr().err
+    assert main(["convert", theirs, "-o", ours]) == 0
+    assert main(["convert", ours, "-o", str(tmp_path / "again.safetensors"), "--grid", "4", "4"]) == 2
+    assert "is one of ours and says itself what network it is of; leave grid out" in capsys.readouterr().err
+
+
+def test_tensors_of_another_size_are_named() -> None:
+    state, told = official("mae-vit-cls-nonsquare")
+    key = "blocks.1.mlp.fc2.weight"
+    with pytest.raises(UserError, match=r"no whole ViT: 1 are of another size \(layers\.1\.mlp\.fc2\.weight \(3, 5\) for \("):
+        convert(state | {key: torch.zeros(3, 5)}, **told)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape"),
+    [
+        ("vim-v2-midcls", "layers.0.mixer.A_log", ()),
+        ("vim-v2-midcls", "pos_embed", (5,)),
+        ("mae-vit-globalpool", "patch_embed.proj.weight", (5,)),
+        ("mambavision-a", "levels.2.blocks.0.mlp.fc1.weight", ()),
+        ("arm-finetune-a", "pos_embed", ()),
+        ("map-pretrain-a", "blocks.0.mlp.fc1.weight", ()),
+    ],
+)
+def test_sizes_are_told_by_no_tensor_of_another_shape(name: str, key: str, shape: tuple[int, ...]) -> None:
+    state, told = official(name)
+    assert key in state
+    with pytest.raises(UserError, match=r"tensors of other shapes than any such network|no grid of|are of another size"):
+        convert(state | {key: torch.zeros(shape)}, **told)
+
+
+def test_a_file_of_ours_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    state, told = official("vim-v2-midcls")
+    loaded = convert(state, **told)
+    lost = {name: value for name, value in loaded.weights.items() if name != "layers.1.norm.weight"}
+    write_ours(replace(loaded, weights=lost | {"stray": torch.zeros(1)}), tmp_path / "half.safetensors")
+    with pytest.raises(
+        UserError, match=r"1 are missing \(layers\.1\.norm\.weight\), 1 have no place in it \(stray\); copy the file again"
+    ):
+        load_checkpoint(tmp_path / "half.safetensors")
+
+
+def test_what_the_file_lacked_is_fresh_in_the_converted_one_too(tmp_path: Path) -> None:
+    state, told = official("arm-pretrain-a")
+    encoder = {key: value for key, value in state.items() if key.startswith(("patch_embed.", "pos_embed", "layers."))}
+    write_ours(convert(encoder, **told), tmp_path / "a.safetensors")
+    again = load_checkpoint(tmp_path / "a.safetensors")
+    assert set(again.report.fresh) == {"norm.weight", "norm.bias"}
+    assert again.build()(torch.zeros(1, 3, 192, 192)).isfinite().all()

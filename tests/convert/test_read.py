@@ -135,3 +135,9 @@ def test_damaged_safetensors_missing_files_and_folders_are_refused(tmp_path: Pat
         read(tmp_path / "nothing.pth")
     with pytest.raises(UserError, match="a folder"):
         read(tmp_path)
+
+
+def test_sparse_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.ones(2), "b": torch.eye(3).to_sparse()}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth holds b in a sparse or quantised form; expected plain tensors"):
+        read(tmp_path / "w.pth")

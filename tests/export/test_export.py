@@ -46,3 +46,14 @@ def test_every_model_of_a_family_compiles(family: str, unchecked_environment: di
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_smallest_model_of_a_family_computes_the_same_elsewhere(family: str, unchecked_environment: dict[str, str]) -> None:
     passes("exported_models.py", f"elsewhere and {family}_", unchecked_environment)
+
+
+@pytest.mark.slow
+def test_every_option_computes_the_same_elsewhere(unchecked_environment: dict[str, str]) -> None:
+    passes("exported_models.py", "every_option", unchecked_environment)
+
+
+@pytest.mark.slow
+def test_code_of_the_default_compiler_computes_the_same(unchecked_environment: dict[str, str], tmp_path: Path) -> None:
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    passes("exported_models.py", "default_backend", unchecked_environment | cache)

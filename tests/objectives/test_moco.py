@@ -86,7 +86,7 @@ def vectors(backbone: Backbone, projector: torch.nn.Module, images: Tensor) -> T
 def test_the_loss_is_that_of_a_loop_over_queries_and_keys() -> None:
     learner, batch = build(temperature=0.3), two_views(3)
     first, second = crops(batch)
-    loss, keys = learner.step(first, second)
+    loss, keys = learner.step(first, second, learner.queue)
     queries = vectors(learner.backbone, learner.projector, first)
     expected = torch.stack(
         [
@@ -100,17 +100,26 @@ def test_the_loss_is_that_of_a_loop_over_queries_and_keys() -> None:
 
 def test_keys_of_a_batch_are_no_negatives_of_the_same_batch() -> None:
     learner, batch = build(), two_views()
-    alone = learner.step(*crops(batch))[0].total
+    alone = learner.step(*crops(batch), learner.queue)[0].total
     learner._follow = lambda: None  # type: ignore[method-assign]
     assert torch.equal(learner(batch).total, alone)
     assert not torch.equal(learner(batch).total, alone), "a second time its keys are in the queue"
 
 
+def test_a_step_reads_the_queue_that_it_is_given() -> None:
+    """A compiled step would keep the learner's own queue for its backward pass, and that one has moved on by then."""
+    learner, batch = build(), two_views()
+    queue = learner.queue.clone()
+    expected = learner.step(*crops(batch), queue)[0].total
+    learner.queue.fill_(torch.nan)
+    assert torch.equal(learner.step(*crops(batch), queue)[0].total, expected)
+
+
 def test_the_first_view_asks_and_the_second_answers() -> None:
     learner, batch = build(), two_views()
-    _, keys = learner.step(*crops(batch))
+    _, keys = learner.step(*crops(batch), learner.queue)
     other = replace(batch, views=(torch.randn_like(batch.inputs), crops(batch)[1]))
-    assert torch.equal(learner.step(*crops(other))[1], keys)
+    assert torch.equal(learner.step(*crops(other), learner.queue)[1], keys)
 
 
 @pytest.mark.parametrize(("hidden", "widths"), [(None, [(16, 16), (6, 16)]), (24, [(24, 16), (6, 24)]), (0, [(6, 16)])])
@@ -140,7 +149,7 @@ def test_the_oldest_keys_are_replaced_around_the_end() -> None:
     for size in (4, 8, 8, 16, 4):  # the third batch is written over the end
         batch = two_views(size)
         learner(batch)
-        keys = learner.step(*crops(batch))[1]  # the key network has not moved since
+        keys = learner.step(*crops(batch), learner.queue)[1]  # the key network has not moved since
         for key in keys:
             expected[position] = key
             position = (position + 1) % 16
@@ -174,7 +183,9 @@ def test_the_key_network_moves_before_its_pass() -> None:
     learner(batch)
     for (key, _), value in zip(learner._pairs(), expected, strict=True):
         torch.testing.assert_close(key.detach(), value)
-    assert torch.equal(learner.queue[:4], learner.step(*crops(batch))[1]), "keys are those of the network that has moved"
+    assert torch.equal(learner.queue[:4], learner.step(*crops(batch), learner.queue)[1]), (
+        "keys are those of the network that has moved"
+    )
 
 
 def test_with_momentum_0_two_equal_crops_give_equal_vectors() -> None:

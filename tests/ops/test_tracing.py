@@ -15,7 +15,7 @@ def test_operators_can_be_checked_compiled_and_exported(device: str, unchecked_e
     file = Path(__file__).with_name("traced_operators.py")
     marked = "gpu" if device == "cuda" else "not gpu"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", marked, str(file)],
         capture_output=True,
         text=True,
         env=unchecked_environment,

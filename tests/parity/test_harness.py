@@ -105,7 +105,7 @@ def test_a_family_that_cannot_be_compared_is_failed_or_named(
 ) -> None:
     path = changed("mamba-module-b", tmp_path, lambda tensors, meta: meta.update(family=kind))
     with pytest.raises(outcome, match=message):
-        we_equal_the_recording(path, torch.float32)
+        we_equal_the_recording(path, torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
@@ -113,4 +113,4 @@ def test_half_a_pair_is_a_failure(suffix: str, tmp_path: Path) -> None:
     path = changed("mamba-module-b", tmp_path, lambda tensors, meta: None)
     path.with_suffix(suffix).unlink()
     with pytest.raises(AssertionError, match="beside it"):
-        we_equal_the_recording(path, torch.float32)
+        we_equal_the_recording(path, torch.float32, "cpu")

@@ -192,6 +192,7 @@ def test_a_mask_is_drawn_without_looking_at_any_value_of_the_device(strategy: ty
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("scope", ["image", "region"])
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda config: config.__qualname__)
 def test_a_mask_on_the_gpu_is_that_of_the_cpu_and_does_not_wait_for_it(strategy: type[Masking.Config], scope: str) -> None:
@@ -200,8 +201,8 @@ def test_a_mask_on_the_gpu_is_that_of_the_cpu_and_does_not_wait_for_it(strategy:
     config = strategy(ratio_range=(0.3, 0.7), scope=scope)  # pyright: ignore[reportArgumentType]
     images = torch.zeros(4, 3, 32, 48, device="cuda")
     key, regions, masking = keys(4).cuda(), Rows.Config().build(), config.build()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         patches = partition(images, 8)
         mask = masking(patches, regions(patches, None), regions.sizes(patches), key, 5)
     finally:

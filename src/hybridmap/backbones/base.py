@@ -187,6 +187,12 @@ class Backbone(nn.Module, Configurable):
         """Patterns of parameter names in the order of depth, as timm's grouping takes them."""
 
     @abstractmethod
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Change the size for which positions are stored; they are resampled."""
+
+    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
 

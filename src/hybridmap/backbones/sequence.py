@@ -279,6 +279,8 @@ def check_images(inputs: Tensor, in_chans: int) -> None:
     if inputs.ndim != 4 or inputs.shape[1] != in_chans or 0 in inputs.shape[2:]:
         expected = f"(batch, {in_chans}, height, width)"
         raise UserError(f"expected images of shape {expected}, got {tuple(inputs.shape)}; try in_chans or another input")
+    if not inputs.is_floating_point():
+        raise UserError(f"expected normalised images in floating point, got {inputs.dtype}; try images.float() / 255")
 
 
 def check_size(img_size: int | Sequence[int], patch_size: int, stride: int | None = None) -> None:

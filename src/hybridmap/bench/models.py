@@ -113,7 +113,7 @@ def measure(configs: Mapping[str, Backbone.Config], device: torch.device, protoc
     Raises:
         UserError: if one of them cannot be built or cannot take its images, before anything is measured.
     """
-    known = {name: describe(name, config) for name, config in configs.items()}
+    known = {name: describe(name, config, protocol) for name, config in configs.items()}
     rates: dict[str, dict[Phase, float]] = {name: {} for name in configs}
     peaks: dict[str, dict[Phase, float]] = {name: {} for name in configs}
     with reproducible(device, strict=False):
@@ -134,20 +134,29 @@ def measure(configs: Mapping[str, Backbone.Config], device: torch.device, protoc
     }
 
 
-def describe(name: str, config: Backbone.Config) -> tuple[tuple[int, int], int, float]:
-    """(size of its images, parameters, GMACs) of a network, which is run on the meta device for it.
+def describe(name: str, config: Backbone.Config, protocol: Protocol) -> tuple[tuple[int, int], int, float]:
+    """(size of its images, parameters, GMACs) of a network, which goes through all phases on the meta device for it.
 
     Raises:
         UserError: naming the model, if it cannot be built or cannot take its images.
     """
+    size = sides(config.img_size)
     try:
         if config.num_classes < 1:
             raise UserError(f"a training step needs a classifier, got num_classes={config.num_classes}; try 1000")
         with torch.device("meta"):
             backbone = config.build()
-        return sides(config.img_size), sum(parameter.numel() for parameter in backbone.parameters()), gmacs(backbone)
+            for phase in protocol.phases:
+                backbone.train(phase == "training")(images(config, protocol.batch, torch.device("meta")))
+        return size, sum(parameter.numel() for parameter in backbone.parameters()), gmacs(backbone)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    except (RuntimeError, ValueError, TypeError) as error:  # torch, of sizes beyond its numbers, or one value for a batch norm
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{name}: {protocol.batch} images of {size[0]}x{size[1]} cannot go through it ({reason});"
+            " try another --img-size or --batch"
+        ) from error
 
 
 def peak_of(config: Backbone.Config, phase: Phase, protocol: Protocol, device: torch.device) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -136,12 +138,8 @@ def bench_model(arguments: Sequence[str]) -> int:
         memory=options.memory,
     )
     device = _prepare(options)
-    try:
+    with _enough_memory(device, options.batch, "try a smaller --batch or --img-size, fewer models or --no-train"):
         measured = measure(configs, device, protocol)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{device} has too little memory for {options.batch} images; try a smaller --batch, fewer models or --no-train"
-        ) from None
     facts = {"batch": options.batch, "dtype": options.dtype} | _machine(options, device)
     _show(models_sheet(measured, protocol.phases), facts, options)
     out = console()
@@ -173,7 +171,8 @@ def bench_step(arguments: Sequence[str]) -> int:
         changes["train.precision"] = options.precision
     recipe = override(recipe, changes)
     device = _prepare(options)
-    measured = measure(recipe, device, rounds=options.rounds, memory=options.memory)
+    with _enough_memory(device, options.batch, "try a smaller --batch"):
+        measured = measure(recipe, device, rounds=options.rounds, memory=options.memory)
     facts = {"recipe": options.recipe, "batch": options.batch, "precision": recipe.train.precision}
     _show(step_sheet(measured), facts | {"compiled": options.compile} | _machine(options, device), options)
     out = console()
@@ -194,6 +193,22 @@ def _prepare(options: Bench) -> torch.device:
         options.csv.open("a").close()
     torch.set_num_threads(options.threads)
     return device_named(options.device)
+
+
+@contextmanager
+def _enough_memory(device: torch.device, batch: int, remedy: str) -> Iterator[None]:
+    """Turn the many ways of running out of memory into a sentence.
+
+    Raises:
+        UserError: if the block, or a process that it started, did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        refused = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not refused and not isinstance(error, BrokenProcessPool):  # which is what is left of a process that was killed
+            raise
+        raise UserError(f"{device} has too little memory for {batch} images; {remedy}") from error
 
 
 def _machine(options: Bench, device: torch.device) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -42,9 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--batch expects dynamic or a number of images, got {options.batch}; try --batch 1")
     backbone = open_source(options.source).backbone.to("cpu" if format == "onnx" else device_named(options.device))
     size = sides(options.img_size or backbone.config.img_size)
-    resize: Any = getattr(backbone, "set_input_size", None)  # networks without stored positions have none
-    if size != sides(backbone.config.img_size) and resize is not None:
-        resize(size)
+    if size != sides(backbone.config.img_size):
+        backbone.set_input_size(size)
     largest = export.export(backbone, options.output, format, size, None if options.batch == "dynamic" else int(options.batch))
     checked = f"not compared, since onnxruntime is not installed: {export.EXTRA}"
     if largest is not None:

@@ -87,9 +87,7 @@ def open_source(name: str) -> Source:
         loaded = load_checkpoint(path)
         if loaded.config is None:
             raise UserError(f"{name} does not say which network it belongs to; give the run directory that it came from")
-        backbone = loaded.config.build()
-        backbone.load_state_dict(loaded.backbone)
-        return Source(name=name, backbone=backbone.eval())
+        return Source(name=name, backbone=loaded.build().eval())
     if name in MODELS or name in ALIASES:
         torch.manual_seed(0)
         return Source(name=name, backbone=replace(MODELS[ALIASES.get(name, name)], num_classes=0).build().eval())

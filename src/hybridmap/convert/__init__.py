@@ -1,8 +1,7 @@
 """Official checkpoints become ours, and back: one file per origin, every tensor accounted for.
 
 loaded = load_checkpoint("mambar_base_patch16_224.pth")
-backbone = loaded.config.build()
-backbone.load_state_dict(loaded.backbone)
+backbone = loaded.build()
 """
 
 from __future__ import annotations
@@ -49,20 +48,35 @@ def load_checkpoint(path: str | Path, ema: bool = False, **options: Any) -> Load
     Args:
         path: a safetensors file or one of ``torch.save``; nothing in it is trusted (see :mod:`hybridmap.convert.read`).
         ema: take the moving average of an official training file.
-        **options: ``num_heads``, ``grid``, ``keep_untrained`` of :meth:`Origin.convert`, for official files.
+        **options: ``num_heads``, ``grid``, ``keep_untrained``, ``told`` of :meth:`Origin.convert`, for official files.
 
     Raises:
         UserError: for a file that cannot be read, or that is of a model which is not supported.
     """
     tensors, metadata = read(path, ema)
     if metadata is not None:
+        if given := [name for name, value in options.items() if value]:
+            raise UserError(f"{path} is one of ours and says itself what network it is of; leave {', '.join(given)} out")
         return read_ours(tensors, metadata, Path(path), ema)
     return convert(tensors, name=str(path), **options)
 
 
 def convert(state: Mapping[str, Tensor], *, name: str = "the state dict", **options: Any) -> Loaded:
-    """An official state dict as ours, whatever its origin; ``options`` as for :meth:`Origin.convert`."""
-    return origin_of(state, name).convert(state, **options)
+    """An official state dict as ours, whatever its origin; ``options`` as for :meth:`Origin.convert`.
+
+    Raises:
+        UserError: if the tensors are of no supported model, or do not make a whole one.
+    """
+    origin = origin_of(state, name)
+    try:
+        return origin.convert(state, **options)
+    except UserError:
+        raise
+    except (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError) as error:  # a size that is not where it belongs
+        raise UserError(
+            f"{name} has the names of {origin.source}, but tensors of other shapes than any such network ({error});"
+            " copy or download it again"
+        ) from error
 
 
 def origin_of(state: Mapping[str, Tensor], name: str = "the state dict") -> Origin:

@@ -26,6 +26,7 @@ class ArmFinetune(Origin):
 
     family = "arm-finetune"
     source = "an ARM classifier"
+    untold = ("pool",)
 
     def recognises(self, shapes: Shapes) -> bool:
         return {"cls_token", "pos_embed", "layers.0.mixer.A_c_b_log", "layers.0.mlp.w1.weight"} <= shapes.keys()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class MambaVisionOrigin(Origin):
 
     family = "mambavision"
     source = "MambaVision"
+    untold = ("window_size",)
 
     def recognises(self, shapes: Shapes) -> bool:
         start = prefix(shapes)
@@ -60,15 +62,8 @@ class MambaVisionOrigin(Origin):
             num_classes=bare["head.weight"][0] if "head.weight" in bare else 0,
         )
 
-    def convert(
-        self,
-        state: Mapping[str, Tensor],
-        *,
-        num_heads: int | None = None,
-        grid: tuple[int, int] | None = None,
-        keep_untrained: bool = False,
-    ) -> Loaded:
-        loaded = super().convert(state, num_heads=num_heads, grid=grid, keep_untrained=keep_untrained)
+    def convert(self, state: Mapping[str, Tensor], **options: Any) -> Loaded:
+        loaded = super().convert(state, **options)
         counters = [name for name in loaded.report.fresh if name.endswith(_COUNTER)]
         return replace(loaded, weights=loaded.weights | {name: torch.tensor(0) for name in counters})
 

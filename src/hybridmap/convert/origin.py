@@ -9,17 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hybridmap.backbones.base import Backbone
+from hybridmap.config import override
 from hybridmap.errors import UserError
 from hybridmap.types import InitReport
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Official name -> shape: all that a converter needs to know of a file to plan the conversion."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,18 @@ class Loaded:
         """The weights without the decoder's: what ``config.build()`` takes."""
         return {name: value for name, value in self.weights.items() if not name.startswith("decoder.")}
 
+    def build(self) -> Backbone:
+        """The network with these weights; what the report calls fresh starts as in training.
+
+        Raises:
+            UserError: if it is not known which network they belong to.
+        """
+        if self.config is None:
+            raise UserError("the file does not say which network its weights belong to; give the run directory it came from")
+        backbone = self.config.build()
+        backbone.load_state_dict(backbone.state_dict() | self.backbone)
+        return backbone
+
 
 class Origin(ABC):
     """One kind of official file. Subclasses give the rules and read the configuration from shapes."""
@@ -92,6 +107,8 @@ class Origin(ABC):
     """Short name, used in reports and in the metadata of converted files."""
     source: ClassVar[str]
     """Repository and class whose files these are."""
+    untold: ClassVar[tuple[str, ...]] = ()
+    """Fields of the configuration that neither names nor shapes tell, beside the heads: they are as released unless given."""
 
     @abstractmethod
     def recognises(self, shapes: Shapes) -> bool:
@@ -119,6 +136,7 @@ class Origin(ABC):
         num_heads: int | None = None,
         grid: tuple[int, int] | None = None,
         keep_untrained: bool = False,
+        told: Mapping[str, Any] = NOTHING,
     ) -> Loaded:
         """An official state dict as ours.
 
@@ -127,10 +145,15 @@ class Origin(ABC):
             num_heads: heads of the Transformer blocks, which no shape tells; by default that of the released sizes.
             grid: (rows, columns) of the position table where it is not square.
             keep_untrained: also take the registers, neck and head that the released pretraining saves but never trains.
+            told: values of fields in :attr:`untold`, as values or as text.
 
         Raises:
-            UserError: if a tensor of the file has no place in this network, or one that the network needs is missing.
+            UserError: if a tensor of the file has no place in this network, or one that the network needs is missing or of
+                another size; or if ``told`` names other fields.
         """
+        if others := sorted(told.keys() - set(self.untold)):
+            leaves = f"only {', '.join(self.untold)} can be told" if self.untold else "nothing needs to be told"
+            raise UserError(f"a file of {self.source} tells {', '.join(others)} itself; {leaves}")
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         rules = self.rules(shapes)
         unexplained = sorted(state.keys() - {rule.official for rule in rules})
@@ -154,15 +177,17 @@ class Origin(ABC):
                 dropped[rule.official] = "saved by the released pretraining, which never trains it"
             else:
                 weights |= rule.split(state[rule.official])
-        config = self.config(shapes, num_heads=num_heads, grid=grid)
+        config = override(self.config(shapes, num_heads=num_heads, grid=grid), told)
         pretraining = any(rule.untrained and rule.official in dropped for rule in rules)
-        return Loaded(
+        loaded = Loaded(
             family=self.family,
             weights=weights,
             config=config.encoder() if pretraining else config,
             report=InitReport(loaded=tuple(weights), dropped=dropped, fresh=fresh),
             decoder=self.decoder(shapes),
         )
+        check_fit(loaded)
+        return loaded
 
     def restore(self, tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
         """The inverse of :meth:`convert`: official names and layout of those tensors that we have (weights or gradients).
@@ -174,6 +199,34 @@ class Origin(ABC):
         rules = self.rules(shapes)
         ours = [rule for rule in rules if rule.ours and all(name in tensors for name in rule.ours)]
         return {rule.official: rule.join(tensors) for rule in ours}
+
+
+def check_fit(loaded: Loaded) -> None:
+    """See whether the network that goes with the weights takes them: every tensor that it has, in its size, and no other.
+
+    Raises:
+        UserError: naming what does not fit.
+    """
+    assert loaded.config is not None
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in loaded.config.build().state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in loaded.backbone.items()}
+    sizes = [
+        f"{name} {given[name]} for {wanted[name]}"
+        for name in sorted(wanted.keys() & given.keys())
+        if given[name] != wanted[name]
+    ]
+    missing = sorted(wanted.keys() - given.keys() - loaded.report.fresh.keys())
+    beyond = sorted(given.keys() - wanted.keys())
+    faults = [f"{len(sizes)} are of another size ({shorten(sizes, 3)})"] if sizes else []
+    faults += [f"{len(missing)} are missing ({shorten(missing)})"] if missing else []
+    faults += [f"{len(beyond)} have no place in it ({shorten(beyond)})"] if beyond else []
+    if faults:
+        network = type(loaded.config).__qualname__.partition(".")[0]
+        raise UserError(
+            f"the tensors make no whole {network}: {', '.join(faults)}; copy the file again, or if it is whole, say what shapes"
+            " do not tell of its network (docs/weights.md)"
+        )
 
 
 def indices(shapes: Shapes, prefix: str) -> int:
@@ -190,6 +243,7 @@ def square(positions: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     if grid[0] * grid[1] != positions:
         raise UserError(
             f"the file has {positions} positions, which is no grid of {grid[0]}x{grid[1]}; pass grid=(rows, columns)"
+            " (--grid ROWS COLUMNS)"
         )
     return grid
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import from_tree, to_tree
-from hybridmap.convert.origin import Loaded
+from hybridmap.convert.origin import Loaded, check_fit
 from hybridmap.convert.read import METADATA_KEY
 from hybridmap.errors import UserError
 from hybridmap.files import replacing
@@ -54,13 +54,16 @@ def read_ours(tensors: Mapping[str, Tensor], metadata: str, path: Path, ema: boo
             dropped[name] = "neither of the backbone nor of the decoder"
     if all(name.startswith(DECODER) for name in weights):
         raise UserError(f"{path} holds no backbone; expected the weights of a pretraining or classification run")
-    return Loaded(
+    loaded = Loaded(
         family=about.get("family", FAMILY),
         weights=weights,
         config=_backbone_config(about, weights),
-        report=InitReport(loaded=tuple(weights), dropped=dropped, fresh={}),
+        report=InitReport(loaded=tuple(weights), dropped=dropped, fresh=about.get("fresh", {})),
         decoder=about.get("decoder", {}),
     )
+    if loaded.config is not None:
+        check_fit(loaded)
+    return loaded
 
 
 def _of_learner(tensors: Mapping[str, Tensor], path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -70,6 +70,8 @@ def unwrap(content: Any, path: Path, ema: bool = False) -> dict[str, Tensor]:
         elif found:
             raise UserError(f"{path} holds only a moving average ({found[0]}); load it with the EMA option")
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if odd := next((name for name, value in tensors.items() if value.layout != torch.strided or value.is_quantized), None):
+            raise UserError(f"{path} holds {odd} in a sparse or quantised form; expected plain tensors, so save it as such")
         if tensors:
             return tensors
     raise UserError(f"{path} holds no named tensors; expected a state dict, or one under 'model' or 'state_dict'")

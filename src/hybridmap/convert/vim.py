@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.vim import TOKENS, ClassToken, Vim, class_positions
 from hybridmap.convert.mamba_reg import DIRECTIONS, affine, mamba_rules
-from hybridmap.convert.origin import AFFINE, Origin, Rule, Shapes, indices, rename, square
+from hybridmap.convert.origin import AFFINE, NOTHING, Loaded, Origin, Rule, Shapes, indices, rename, square
 from hybridmap.errors import UserError
 
 ROTATIONS = "a fixed table, which our network computes"
@@ -48,13 +48,24 @@ class Positions(Rule):
 class VimClassifier(Origin):
     """Embedding, one class token or two, a stack of Mamba layers, and a linear head.
 
-    No shape tells whether one class token stands in the middle, as in all released files, or first: ``class_token`` says it.
-    Nor do they tell ``divide``, ``pool``, ``bidirectional_pairs``, ``rope_residual`` and ``rope_side``, which the
-    configuration leaves as released.
+    No shape tells whether one class token stands in the middle, as in all released files, or first: ``class_token`` says it,
+    here or among what is told.
     """
 
     family = "vim"
     source = "Vim"
+    untold = (
+        "class_token",
+        "pool",
+        "divide",
+        "bidirectional_pairs",
+        "rope_residual",
+        "rope_side",
+        "residual_in_fp32",
+        "scan",
+        "stride",
+        "img_size",
+    )
 
     def __init__(self, class_token: Literal["middle", "first"] = "middle") -> None:
         self.one: ClassToken = class_token
@@ -87,6 +98,11 @@ class VimClassifier(Origin):
         rules += rename("head", "head.fc", AFFINE, optional="the file has no classifier")
         return rules
 
+    def convert(self, state: Mapping[str, Tensor], *, told: Mapping[str, Any] = NOTHING, **options: Any) -> Loaded:
+        place = told.get("class_token")
+        origin = VimClassifier(place) if place in ("middle", "first") else self  # its row of the positions depends on it
+        return super(VimClassifier, origin).convert(state, told=told, **options)
+
     def config(self, shapes: Shapes, *, num_heads: int | None = None, grid: tuple[int, int] | None = None) -> Backbone.Config:
         width, channels, patch, _ = shapes["patch_embed.proj.weight"]
         inner, d_state = shapes["layers.0.mixer.A_log"]
@@ -97,7 +113,10 @@ class VimClassifier(Origin):
         elif _has_rope(shapes):
             grid = square(shapes["rope.freqs_cos"][0], grid)
         elif grid is None:
-            raise UserError("a Vim without positions does not tell for which size it was made; pass grid=(rows, columns)")
+            raise UserError(
+                "a Vim without positions does not tell for which size it was made; pass grid=(rows, columns)"
+                " (--grid ROWS COLUMNS)"
+            )
         rows, columns = grid
         stride = patch // 2 if rows == columns == OVERLAPPING else patch
         return Vim.Config(

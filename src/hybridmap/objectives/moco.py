@@ -93,29 +93,32 @@ class MoCo(Objective):
         given = 1 if batch.views is None else len(batch.views)
         if batch.views is None or given != 2:
             raise UserError(f"MoCo compares two crops of each image, but the batch has {given}; set data.views to 2")
+        first, second = batch.views
         self._check_queue(len(batch.inputs) * _processes())
         self._follow()
-        loss, keys = self.step(*batch.views)
+        queue = self.queue.clone()  # because the queue moves on before the backward pass
+        loss, keys = self.step(first, second, queue)
         self._enqueue(keys)
         return loss
 
     def step(
-        self, queries_of: Float[Tensor, "B C H W"], keys_of: Float[Tensor, "B C H W"]
+        self, queries_of: Float[Tensor, "B C H W"], keys_of: Float[Tensor, "B C H W"], queue: Float[Tensor, "K out"]
     ) -> tuple[Loss, Float[Tensor, "B out"]]:
-        """The loss of queries from the first crops, and the keys from the second ones. Leaves queue and key network alone."""
+        """The loss of queries from the first crops under a given queue, and the keys from the second ones."""
         with torch.no_grad():
             keys = _encode(self.key_backbone, self.key_projector, keys_of)
         queries = _encode(self.backbone, self.projector, queries_of)
-        logits = self.logits(queries, keys)
+        logits = self.logits(queries, keys, queue)
         right = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return Loss(total=F.cross_entropy(logits, right)), keys
 
-    def logits(self, queries: Float[Tensor, "B out"], keys: Float[Tensor, "B out"]) -> Float[Tensor, "B more"]:
+    def logits(
+        self, queries: Float[Tensor, "B out"], keys: Float[Tensor, "B out"], queue: Float[Tensor, "K out"]
+    ) -> Float[Tensor, "B more"]:
         """Similarity over temperature of each query to its own key (first) and to all keys of the queue."""
         with torch.autocast(queries.device.type, enabled=False):
             own = (queries * keys).sum(1, keepdim=True)
-            others = queries @ self.queue.clone().mT  # a copy, since the queue moves on before the backward pass
-            return torch.cat([own, others], dim=1) / self.config.temperature
+            return torch.cat([own, queries @ queue.mT], dim=1) / self.config.temperature
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -17,6 +17,7 @@ from types import ModuleType, TracebackType
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.ops import native
@@ -79,6 +80,11 @@ def show_config() -> dict[str, dict[str, str]]:
 def by_reference(device: torch.device | str, dtype: torch.dtype) -> bool:
     """Whether the formula itself runs, differentiated by autograd. Cheap, and safe to trace: no kernel is looked for."""
     return _why_reference(torch.device(device).type, dtype) is not None
+
+
+def for_gpu(tensor: Tensor) -> bool:
+    """Whether this tensor is one for the kernels of CUDA devices, wherever they run. Safe to trace."""
+    return tensor.is_cuda or _forced == "gpu"
 
 
 def _why_reference(device_type: str, dtype: torch.dtype) -> str | None:

@@ -76,8 +76,8 @@ def moco(rec: Recording) -> None:
     trained = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=rec.config["lr"])
 
-    def keep_logits(queries: Tensor, keys: Tensor) -> Tensor:
-        kept.append(formed(queries, keys))
+    def keep_logits(*given: Tensor) -> Tensor:
+        kept.append(formed(*given))
         return kept[-1]
 
     formed, kept = learner.logits, []

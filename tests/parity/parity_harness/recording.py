@@ -30,11 +30,11 @@ DESCRIPTIVE |= {"float32_vs_float64_max_abs"}
 
 
 class Recording:
-    """A pair ``<name>.safetensors`` and ``<name>.json``, read for a run in ``dtype``."""
+    """A pair ``<name>.safetensors`` and ``<name>.json``, read for a run in ``dtype`` on ``device``."""
 
-    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype, device: str = "cpu") -> None:
         self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        self.tensors = load_file(path.with_suffix(".safetensors"))
+        self.tensors = load_file(path.with_suffix(".safetensors"), device=device)
         self.dtype = dtype
         self.config: dict[str, Any] = self.meta["config"]
         self.used: set[str] = set()

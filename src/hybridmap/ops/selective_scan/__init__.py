@@ -250,9 +250,11 @@ def keeps_states(*tensors: Tensor | None) -> bool:
     """Whether the forward pass keeps what the backward pass starts from: only where one may come, and never in an export.
 
     The number of kept states would tie an exported program to a range of lengths; a backward pass that finds none recomputes.
+    So it does on CUDA devices, where memory is dearer than that, see ``gpu.py``.
     """
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return wanted and not torch.compiler.is_exporting()
+    for_gpu = any(t is not None and backend.for_gpu(t) for t in tensors)
+    return wanted and not for_gpu and not torch.compiler.is_exporting()
 
 
 def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
@@ -291,7 +293,7 @@ def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
 
 
 def performer(x: Tensor) -> ModuleType:
-    """Who computes, with the signatures of ``cpu.py``; on one device all keep the same states, so any may follow another."""
+    """Who computes, with the signatures of ``cpu.py``; all keep the same states or none, so any may follow another."""
     return backend.performer("selective_scan", x.device, x.dtype)
 
 

@@ -31,8 +31,6 @@ from hybridmap.ops.selective_scan.reference import Direction
 
 CHUNK = 16
 """T: tokens between two kept states."""
-CHUNK_ON_CUDA = 8
-"""The same on CUDA devices: gpu.py holds the states of a chunk in registers."""
 KEPT_TOGETHER = 16
 """Channels whose kept states lie together, so that a compiled kernel writes a few lines of memory and not one per state."""
 _CACHED = 1 << 19
@@ -43,17 +41,12 @@ _LARGE = 1 << 26
 """The same on any other device, where the cost is the launch and not the cache."""
 
 
-def chunk_on(device: torch.device) -> int:
-    """T on this device, whichever implementation runs."""
-    return CHUNK_ON_CUDA if device.type == "cuda" else CHUNK
-
-
 def kept_states(x: Tensor, states: int, channels: int, directions: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Shape of what the scan of (batch, L, E) tokens keeps for its backward pass: the state before every chunk.
 
     (chunks, directions, batch, blocks, S, 16): the channels in blocks, the last one filled up with zeros.
     """
-    chunks = (x.shape[1] + chunk_on(x.device) - 1) // chunk_on(x.device)
+    chunks = (x.shape[1] + CHUNK - 1) // CHUNK
     blocks = (channels + KEPT_TOGETHER - 1) // KEPT_TOGETHER
     return chunks, *directions, x.shape[0], blocks, states, KEPT_TOGETHER
 
@@ -78,7 +71,7 @@ class _Scan:
         self.states = A.shape[1]
         self.wide = torch.promote_types(x.dtype, torch.float32)
         self.device = x.device
-        self.chunk = min(chunk_on(self.device), max(self.length, 1))
+        self.chunk = min(CHUNK, max(self.length, 1))
         per_sample = max(self.chunk * len(directions) * self.states * self.width, 1)
         budget = _CACHED * min(torch.get_num_threads(), _MOST_THREADS) if x.device.type == "cpu" else _LARGE
         most = max(1, budget // per_sample)

@@ -1,21 +1,29 @@
 """The selective scan in Triton: same arguments and results as ``cpu.py``, in one launch per pass over memory.
 
 One program scans a block of channels of one sample, both directions one after another. Its state is a (states, channels)
-tile in registers. For 16 states a program is one warp and has 32 channels: a lane then has four neighbouring channels and
-every fourth state of them, because Triton lays a tile out to be loaded 16 bytes at a time. So sums over states (y, s, q) meet
-in two steps between lanes and sums over channels (dB, dC) in three, no two warps ever wait for each other, and 16 values of a
-tile per lane leave room for the states of a chunk.
+tile in registers; for 16 states a program is one warp, so that no two warps ever wait for each other.
 
     per direction:
-        per chunk of T tokens, in scan order:      keep the state, when training                        S E
-            all T tokens:                          load x, dt (and z, and y of the other direction)     E
-            token by token:                        state = exp2(delta A log2 e) * state + delta x B     S E
-                                                   y = C . state + D x                                  E
-            all T tokens:                          gate and store, or leave y for the other direction   E
+        token by token, in scan order:             state = exp2(delta A log2 e) * state + delta x B     S E
+                                                   y = C . state + D x; gate and store, or leave y
+                                                   for the other direction                              E
 
-The backward pass takes the chunks from the last to the first: it recomputes the T states of a chunk in registers from the
-kept one, then runs the adjoint recurrence (README.md). Tokens beyond the end are steps of length zero. Sums over samples
-and over blocks of channels are written as partial sums and added by PyTorch: no atomics, so two runs give the same bits.
+    backward, first of all:                        the states again, keeping every T-th                 S E
+    then, G tokens at a time, the last first:      their states, from the kept one                      S E
+                                                   the adjoint recurrence (README.md)                   S E
+
+Between the passes nothing is kept: states before every fourth token would be the largest part of what a network keeps, and
+they take a sixth of the backward pass to make.
+
+How a tile lies in the lanes decides the cost, and Triton derives it from how the tile lies in memory. The forward pass has
+one sum, over states (y): there a lane has whole channels, with all their states, and nothing crosses lanes, see ``_tile``.
+The backward pass sums over states (y, s, q) and over channels (dB, dC): there a lane has four neighbouring channels and every
+fourth state of them, so that the former meet in two steps between lanes and the latter in three.
+
+What is left is latency. Registers for values on their way would cost warps, so the next tokens are only touched: one read per
+32 bytes brings them into the first cache. Tokens that fill no group are taken one by one, so that groups need no masks, and
+strides of tokens are constants, so that places within a group are part of an instruction. Sums over samples and over blocks
+of channels are written as partial sums and added by PyTorch: no atomics, so two runs give the same bits.
 """
 
 # Inside a kernel, annotations and operators mean what Triton makes of them, which pyright cannot follow.
@@ -32,33 +40,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridmap.ops.gpu import LN2, launch, load_wide, power_of_two, sigmoid, silu_slope, softplus
+from hybridmap.ops.gpu import LN2, LOG2E, launch, load_wide, power_of_two, sigmoid, silu_slope, softplus
 from hybridmap.ops.native import rows
-from hybridmap.ops.selective_scan.cpu import KEPT_TOGETHER, chunk_on, kept_states
 from hybridmap.ops.selective_scan.reference import Direction
+
+KEPT = 4
+"""T: tokens that are loaded at once, and between two kept states."""
+GROUP = 2
+"""G: tokens whose states the backward pass has in registers; divides T."""
+VALUES = 32
+"""Of a tile, per lane, in the forward pass; half as many in the backward pass, which has more tiles."""
+REGISTERS = 168
+"""Per lane in the forward pass: 12 warps to a multiprocessor."""
 
 
 class _Side(NamedTuple):
-    """One direction as the kernels see it: tensors, strides of samples and tokens, None for what this call lacks."""
+    """One direction as the kernels see it: tensors, strides of samples and tokens, None for what this call lacks.
+
+    Strides of tokens are constants of the kernel (``tl.constexpr``), so each set of them is compiled once.
+    """
 
     x: Tensor
     x_b: int
-    x_t: int
+    x_t: tl.constexpr
     dt: Tensor
     dt_b: int
-    dt_t: int
+    dt_t: tl.constexpr
     B: Tensor
     B_b: int
-    B_t: int
+    B_t: tl.constexpr
     C: Tensor
     C_b: int
-    C_t: int
+    C_t: tl.constexpr
     A: Tensor
-    """(S, E), times log2(e)"""
+    """(S, E)"""
     D: Tensor | None
     bias: Tensor | None
-    kept: Tensor | None
-    """(chunks, directions, batch, blocks, S, 16), from this direction on"""
+    kept: Tensor | None = None
+    """(chunks, directions, batch, S, E), from this direction on: the states before every T-th token"""
     start: Tensor | None = None
     """(batch, S, E), as are last, dlast and dstart: the states before and after the scan and their gradients"""
     last: Tensor | None = None
@@ -80,203 +99,324 @@ class _Gate(NamedTuple):
 
     z: Tensor | None
     z_b: int
-    z_t: int
+    z_t: tl.constexpr
     other: Tensor | None
     out: Tensor | None = None
     dout: Tensor | None = None
     dout_b: int = 0
-    dout_t: int = 0
+    dout_t: tl.constexpr = tl.constexpr(0)
     dz: Tensor | None = None
     dz_b: int = 0
-    dz_t: int = 0
+    dz_t: tl.constexpr = tl.constexpr(0)
 
 
 @triton.jit
 @no_type_check
-def _tile(ch, E, N, NP: tl.constexpr):
-    """Where the (states, channels) tile lies in a sample's (S, E), and which of its cells exist."""
+def _tile(ch, E: tl.constexpr, NP: tl.constexpr):
+    """Where the (states, channels) tile lies in a sample's (S, E).
+
+    Where Triton can count on the alignment of neighbouring channels, a lane takes four of them, to load them at once. In the
+    forward pass it cannot, because the channels were shifted by a number that it does not know to be 0: there a lane takes
+    every 32nd channel with all its states.
+    """
+    return tl.arange(0, NP)[:, None] * E + ch[None, :]
+
+
+@triton.jit
+@no_type_check
+def _first(pointer, b, stride_b, stride_t: tl.constexpr, L, reverse: tl.constexpr):
+    """Where the token lies that comes first in scan order."""
+    return pointer + b * stride_b + (tl.cast(L - 1, tl.int64) * stride_t if reverse else 0)
+
+
+@triton.jit
+@no_type_check
+def _next_state(h, A, delta, driven, B):
+    return tl.exp2(delta[None, :] * A) * h + driven[None, :] * B[:, None]
+
+
+@triton.jit
+@no_type_check
+def _load(pointer, inside):
+    """What lies there in its own precision, zero where ``inside`` is false; None means everywhere."""
+    if inside is None:
+        return tl.load(pointer)
+    else:
+        return tl.load(pointer, mask=inside, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _load_tokens(pointer, stride_b, stride_t: tl.constexpr, b, i, L, at, inside, reverse: tl.constexpr, count: tl.constexpr):
+    """So many tokens in scan order from the i-th on, a vector each, as they are: what is used later must not be waited for."""
+    place = _first(pointer, b, stride_b, stride_t, L, reverse) + i * (-stride_t if reverse else stride_t) + at
+    tokens = ()
+    for j in tl.static_range(count):
+        tokens = tokens + (_load(place + j * (-stride_t if reverse else stride_t), inside),)
+    return tokens
+
+
+@triton.jit
+@no_type_check
+def _step_size(raw, bias, is_softplus: tl.constexpr):
+    """dt + bias, and the step size."""
+    raw = raw.to(tl.float32) + bias
+    return raw, softplus(raw) if is_softplus else raw
+
+
+@triton.jit
+@no_type_check
+def _touch(
+    pointer, stride_b, stride_t: tl.constexpr, b, i, L, at, end: tl.constexpr, width: tl.constexpr,
+    reverse: tl.constexpr, count: tl.constexpr,
+):  # fmt: skip
+    """One value of every 32 bytes of so many tokens, from place ``at`` on: whoever wants the others finds them close by."""
+    each: tl.constexpr = 256 // pointer.dtype.element_ty.primitive_bitwidth
+    row: tl.constexpr = (width + each - 1) // each
+    k = tl.arange(0, count * row)
+    j, place = k // row, at + k % row * each
+    first = _first(pointer, b, stride_b, stride_t, L, reverse) + i * (-stride_t if reverse else stride_t)
+    return load_wide(first + j * (-stride_t if reverse else stride_t) + place, place < end)
+
+
+@triton.jit
+@no_type_check
+def _hold(values, anywhere, batch):
+    """Stores nothing, since no batch is negative. The compiler cannot know that, so it does not drop what was touched."""
+    tl.store(anywhere + tl.arange(0, values.shape[0]), values, mask=tl.arange(0, values.shape[0]) + batch < 0)
+
+
+@triton.jit
+@no_type_check
+def _forward_groups(
+    h, A, D, bias, side, gate, scale, batch, b, first, groups, L, ch, E: tl.constexpr, N: tl.constexpr,
+    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    states_only: tl.constexpr, T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """So many groups of G tokens, from the first token in scan order on; returns the state after them.
+
+    ``states_only``: what is wanted are the states before every T-th token, and nothing else is computed.
+    """
     n = tl.arange(0, NP)
-    return n[:, None] * E + ch[None, :], (n < N)[:, None] & (ch < E)[None, :]
-
-
-@triton.jit
-@no_type_check
-def _kept_tile(c, sides, batch, b, ch, E, N, NP: tl.constexpr, together: tl.constexpr):
-    """Where the same tile lies in the states kept before chunk c."""
-    sample = (c * sides * batch + b) * tl.cdiv(E, together)
-    block = (sample + ch // together) * N
-    return (block[None, :] + tl.arange(0, NP)[:, None]) * together + (ch % together)[None, :]
-
-
-@triton.jit
-@no_type_check
-def _token(i, L, reverse: tl.constexpr):
-    """The place in memory of the token that comes i-th in scan order."""
-    return tl.cast(L - 1 - i if reverse else i, tl.int64)
-
-
-@triton.jit
-@no_type_check
-def _load_step(side, b, ch, i, L, here, bias, reverse: tl.constexpr, is_softplus: tl.constexpr):
-    """x, dt + bias, and the step size, which is zero beyond the end."""
-    t = _token(i, L, reverse)
-    x = load_wide(side.x + b * side.x_b + t * side.x_t + ch, i < here)
-    raw = load_wide(side.dt + b * side.dt_b + t * side.dt_t + ch, i < here) + bias
-    return x, raw, tl.where(i < here, softplus(raw) if is_softplus else raw, 0.0)
-
-
-@triton.jit
-@no_type_check
-def _load_states(pointer, stride_b, stride_t, b, i, L, N, NP: tl.constexpr, reverse: tl.constexpr):
-    """B_t or C_t."""
-    n = tl.arange(0, NP)
-    return load_wide(pointer + b * stride_b + _token(i, L, reverse) * stride_t + n, n < tl.where(i < L, N, 0))
+    inside = None if E % BD == 0 else ch < E
+    states = None if N == NP else n < N
+    real = None if N == NP and E % BD == 0 else (n < N)[:, None] & (ch < E)[None, :]
+    step: tl.constexpr = -1 if reverse else 1
+    gated: tl.constexpr = last_side and gate.z is not None and not states_only
+    alone: tl.constexpr = first_side or states_only
+    block = tl.min(ch, 0)
+    B = _first(side.B, b, side.B_b, side.B_t, L, reverse) + n
+    C = _first(side.C, b, side.C_b, side.C_t, L, reverse) + n
+    at = _first(b * L * E, 0, 0, E, L, reverse) + ch
+    for group in range(groups):
+        i = first + group * G
+        after = tl.minimum(i + G, L - G)
+        touched = _touch(side.x, side.x_b, side.x_t, b, after, L, block, E, BD, reverse, G)
+        touched += _touch(side.dt, side.dt_b, side.dt_t, b, after, L, block, E, BD, reverse, G)
+        if gated:
+            touched += _touch(gate.z, gate.z_b, gate.z_t, b, after, L, block, E, BD, reverse, G)
+        touched_states = _touch(side.B, side.B_b, side.B_t, b, after, L, 0, N, NP, reverse, G)
+        if not states_only:
+            touched_states += _touch(side.C, side.C_b, side.C_t, b, after, L, 0, N, NP, reverse, G)
+        elif i % T == 0:
+            tl.store(side.kept + (i // T * sides * batch + b) * N * E + _tile(ch, E, NP), h, mask=real)
+        xs = _load_tokens(side.x, side.x_b, side.x_t, b, i, L, ch, inside, reverse, G)
+        dts = _load_tokens(side.dt, side.dt_b, side.dt_t, b, i, L, ch, inside, reverse, G)
+        others = xs if alone else _load_tokens(gate.other, L * E, E, b, i, L, ch, inside, reverse, G)
+        zs = _load_tokens(gate.z, gate.z_b, gate.z_t, b, i, L, ch, inside, reverse, G) if gated else xs
+        deltas, driven, ys = (), (), ()
+        for j in tl.static_range(G):
+            x = xs[j].to(tl.float32)
+            _, delta = _step_size(dts[j], bias, is_softplus)
+            y = D * x if alone else D * x + others[j]
+            deltas, driven, ys = deltas + (delta,), driven + (delta * x,), ys + (y,)
+        for j in tl.static_range(G):
+            h = _next_state(h, A, deltas[j], driven[j], _load(B + (i + j) * step * side.B_t, states))
+            if not states_only:
+                y = ys[j] + tl.sum(h * _load(C + (i + j) * step * side.C_t, states)[:, None], 0)
+                to = at + (i + j) * step * E
+                if not last_side:
+                    tl.store(gate.other + to, y, mask=inside)
+                else:
+                    y *= scale
+                    if gated:
+                        z = zs[j].to(tl.float32)
+                        y *= z * sigmoid(z)
+                    tl.store(gate.out + to, y.to(gate.out.dtype.element_ty), mask=inside)
+        _hold(touched, side.A, batch)
+        _hold(touched_states, side.A, batch)
+    return h
 
 
 @triton.jit
 @no_type_check
 def _forward_side(
-    side, gate, scale, b, ch, batch, L, E, N,
-    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr,
-    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr,
+    side, gate, scale, b, ch, batch, L, E: tl.constexpr, N: tl.constexpr,
+    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    states_only: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    cell, real = _tile(ch, E, N, NP)
-    here = tl.where(ch < E, L, 0)  # a channel that does not exist has no tokens
-    A = tl.load(side.A + cell, mask=real, other=0.0)
+    cell = _tile(ch, E, NP)
+    real = None if N == NP and E % BD == 0 else (tl.arange(0, NP) < N)[:, None] & (ch < E)[None, :]
+    A = load_wide(side.A + cell, real) * LOG2E
     bias = 0.0 if side.bias is None else tl.load(side.bias + ch, mask=ch < E, other=0.0)
     D = 0.0 if side.D is None else tl.load(side.D + ch, mask=ch < E, other=0.0)
-    nothing = tl.zeros(cell.shape, tl.float32)
-    h = nothing if side.start is None else tl.load(side.start + b * N * E + cell, mask=real, other=0.0)
-    for c in range(tl.cdiv(L, T)):
-        if side.kept is not None:
-            tl.store(side.kept + _kept_tile(c, sides, batch, b, ch, E, N, NP, together), h, mask=real)
-        # all loads of the chunk come before its first store, so that their latency is paid once
-        deltas, driven, ys, zs = (), (), (), ()
-        for j in tl.static_range(T):
-            i = c * T + j
-            t = _token(i, L, reverse)
-            x, _, delta = _load_step(side, b, ch, i, L, here, bias, reverse, is_softplus)
-            y = D * x
-            if not first_side:
-                y += load_wide(gate.other + (b * L + t) * E + ch, i < here)
-            if last_side and gate.z is not None:
-                zs = zs + (load_wide(gate.z + b * gate.z_b + t * gate.z_t + ch, i < here),)
-            deltas, driven, ys = deltas + (delta,), driven + (delta * x,), ys + (y,)
-        sums = ()
-        for j in tl.static_range(T):
-            B = _load_states(side.B, side.B_b, side.B_t, b, c * T + j, L, N, NP, reverse)
-            C = _load_states(side.C, side.C_b, side.C_t, b, c * T + j, L, N, NP, reverse)
-            h = tl.exp2(deltas[j][None, :] * A) * h + driven[j][None, :] * B[:, None]
-            sums = sums + (ys[j] + tl.sum(h * C[:, None], 0),)
-        for j in tl.static_range(T):
-            i = c * T + j
-            at = (b * L + _token(i, L, reverse)) * E + ch
-            if not last_side:
-                tl.store(gate.other + at, sums[j], mask=i < here)
-            else:
-                y = sums[j] * scale
-                if gate.z is not None:
-                    y *= zs[j] * sigmoid(zs[j])
-                tl.store(gate.out + at, y.to(gate.out.dtype.element_ty), mask=i < here)
+    h = tl.zeros(cell.shape, tl.float32) if side.start is None else load_wide(side.start + b * N * E + cell, real)
+    groups = tl.cast(L // T, tl.int64)
+    h = _forward_groups(
+        h, A, D, bias, side, gate, scale, batch, b, 0, groups, L, ch, E, N,
+        first_side, last_side, sides, reverse, is_softplus, states_only, T, T, NP, BD,
+    )  # fmt: skip
+    h = _forward_groups(
+        h, A, D, bias, side, gate, scale, batch, b, groups * T, L - groups * T, L, ch, E, N,
+        first_side, last_side, sides, reverse, is_softplus, states_only, T, 1, NP, BD,
+    )  # fmt: skip
     if side.last is not None:
         tl.store(side.last + b * N * E + cell, h, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "shift"])
 @no_type_check
 def selective_scan_fwd_kernel(
-    pair, gate, scale, batch, L, E, N,
+    pair, gate, scale, batch, L, shift, E: tl.constexpr, N: tl.constexpr,
     sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    states_only: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     b = tl.cast(tl.program_id(0) // blocks, tl.int64)
-    ch = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
+    ch = tl.program_id(0) % blocks * BD + tl.arange(0, BD) + shift  # 0, see _tile
     for g in tl.static_range(sides):
         if g > 0:
             tl.debug_barrier()  # what one direction has left for the next is read by the whole program
         _forward_side(
             pair[g], gate, scale, b, ch, batch, L, E, N,
-            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, together, NP,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, states_only, T, NP, BD,
         )  # fmt: skip
 
 
 @triton.jit
 @no_type_check
-def _load_token(
-    side, gate, scale, b, ch, i, L, N, here, bias, reverse: tl.constexpr, is_softplus: tl.constexpr, NP: tl.constexpr
-):
-    """What the adjoint recurrence needs to know of a token."""
-    t = _token(i, L, reverse)
-    dout = load_wide(gate.dout + b * gate.dout_b + t * gate.dout_t + ch, i < here) * scale
-    z = 0.0 if gate.z is None else load_wide(gate.z + b * gate.z_b + t * gate.z_t + ch, i < here)
-    B = _load_states(side.B, side.B_b, side.B_t, b, i, L, N, NP, reverse)
-    C = _load_states(side.C, side.C_b, side.C_t, b, i, L, N, NP, reverse)
-    x, raw, delta = _load_step(side, b, ch, i, L, here, bias, reverse, is_softplus)
-    return x, raw, delta, dout, z, B, C
+def _load_backward(
+    side, gate, b, c, i, sides, batch, L, ch, inside, n, states, real, E: tl.constexpr, N: tl.constexpr,
+    first_side: tl.constexpr, reverse: tl.constexpr,
+    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr,
+):  # fmt: skip
+    """What G tokens of the backward pass read: the state kept before chunk c, x, dt, B, dout, z, y of the other direction."""
+    kept = load_wide(side.kept + (c * sides * batch + b) * N * E + _tile(ch, E, NP), real)
+    xs = _load_tokens(side.x, side.x_b, side.x_t, b, i, L, ch, inside, reverse, G)
+    dts = _load_tokens(side.dt, side.dt_b, side.dt_t, b, i, L, ch, inside, reverse, G)
+    Bs = _load_tokens(side.B, side.B_b, side.B_t, b, i, L, n, states, reverse, G)
+    douts = _load_tokens(gate.dout, gate.dout_b, gate.dout_t, b, i, L, ch, inside, reverse, G)
+    zs = xs if gate.z is None else _load_tokens(gate.z, gate.z_b, gate.z_t, b, i, L, ch, inside, reverse, G)
+    alone: tl.constexpr = gate.z is None or first_side
+    others = xs if alone else _load_tokens(gate.other, L * E, E, b, i, L, ch, inside, reverse, G)
+    return kept, xs, dts, Bs, douts, zs, others
+
+
+@triton.jit
+@no_type_check
+def _adjoint_groups(
+    carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, first, groups, batch, L, ch,
+    E: tl.constexpr, N: tl.constexpr,
+    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """So many groups of G tokens, from the first token in scan order on, the last group first.
+
+    A group's states are recomputed from what was kept before its chunk of T tokens, then the adjoint recurrence runs.
+    """
+    n = tl.arange(0, NP)
+    inside = None if E % BD == 0 else ch < E
+    states = None if N == NP else n < N
+    real = None if N == NP and E % BD == 0 else (n < N)[:, None] & (ch < E)[None, :]
+    step: tl.constexpr = -1 if reverse else 1
+    at = _first(b * L * E, 0, 0, E, L, reverse) + ch
+    row = _first((block * batch + b) * L * N, 0, 0, N, L, reverse)
+    dBC = side.dBC + n[:, None] * 2 + tl.arange(0, 2)[None, :] + row * 2
+    if groups > 0:
+        i = first + (groups - 1) * G
+        ahead = _load_backward(
+            side, gate, b, i // T, i, sides, batch, L, ch, inside, n, states, real, E, N, first_side, reverse,
+            T, G, NP,
+        )  # fmt: skip
+        for back in range(groups):
+            i = first + (groups - 1 - back) * G
+            after = tl.maximum(i - G, first)  # of the first group, itself
+            h, xs, dts, Bs, douts, zs, others = ahead
+            Cs = _load_tokens(side.C, side.C_b, side.C_t, b, i, L, n, states, reverse, G)
+            ahead = _load_backward(
+                side, gate, b, after // T, after, sides, batch, L, ch, inside, n, states, real, E, N, first_side, reverse,
+                T, G, NP,
+            )  # fmt: skip
+            for k in range(i // T * T, i):  # more than none in what no whole chunk holds
+                (x,) = _load_tokens(side.x, side.x_b, side.x_t, b, k, L, ch, inside, reverse, 1)
+                (dt,) = _load_tokens(side.dt, side.dt_b, side.dt_t, b, k, L, ch, inside, reverse, 1)
+                (B,) = _load_tokens(side.B, side.B_b, side.B_t, b, k, L, n, states, reverse, 1)
+                _, delta = _step_size(dt, bias, is_softplus)
+                h = _next_state(h, A, delta, delta * x.to(tl.float32), B)
+            before = (h,)
+            for j in tl.static_range(G - 1):
+                _, delta = _step_size(dts[j], bias, is_softplus)
+                before = before + (_next_state(before[j], A, delta, delta * xs[j].to(tl.float32), Bs[j]),)
+            for j in tl.static_range(G - 1, -1, -1):
+                x = xs[j].to(tl.float32)
+                raw, delta = _step_size(dts[j], bias, is_softplus)
+                gy = douts[j].to(tl.float32) * scale
+                to = at + (i + j) * step * E
+                decay = tl.exp2(delta[None, :] * A)
+                h = decay * before[j] + (delta * x)[None, :] * Bs[j][:, None]
+                if gate.z is not None:
+                    y = D * x + tl.sum(h * Cs[j][:, None], 0)
+                    if not first_side:
+                        y += others[j]
+                    z = zs[j].to(tl.float32)
+                    if last_side:
+                        to_z = _first(gate.dz, b, gate.dz_b, gate.dz_t, L, reverse) + (i + j) * step * gate.dz_t + ch
+                        tl.store(to_z, (gy * y * silu_slope(z)).to(gate.dz.dtype.element_ty), mask=inside)
+                    else:
+                        tl.store(gate.other + to, y, mask=inside)
+                    gy *= z * sigmoid(z)
+                dh = carried + gy[None, :] * Cs[j][:, None]
+                to_B_and_C = tl.sum(tl.join(dh * (delta * x)[None, :], gy[None, :] * h), 1)  # NP 2
+                tl.store(dBC + (i + j) * step * N * 2, to_B_and_C, mask=None if N == NP else (n < N)[:, None])
+                s = tl.sum(dh * Bs[j][:, None], 0)
+                carried = dh * decay
+                r = carried * before[j]
+                dA += r * delta[None, :]
+                ddt = s * x + tl.sum(r * A, 0) * LN2
+                if is_softplus:
+                    ddt *= sigmoid(raw)
+                dD += gy * x
+                dbias += ddt
+                tl.store(side.dx + to, (s * delta + D * gy).to(side.dx.dtype.element_ty), mask=inside)
+                tl.store(side.ddt + to, ddt.to(side.ddt.dtype.element_ty), mask=inside)
+    return carried, dA, dD, dbias
 
 
 @triton.jit
 @no_type_check
 def _backward_side(
-    side, gate, scale, b, ch, block, batch, L, E, N,
-    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr,
-    reverse: tl.constexpr, is_softplus: tl.constexpr, T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr,
+    side, gate, scale, b, ch, block, batch, L, E: tl.constexpr, N: tl.constexpr,
+    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    cell, real = _tile(ch, E, N, NP)
-    here = tl.where(ch < E, L, 0)
-    A = tl.load(side.A + cell, mask=real, other=0.0)
+    cell = _tile(ch, E, NP)
+    real = None if N == NP and E % BD == 0 else (tl.arange(0, NP) < N)[:, None] & (ch < E)[None, :]
+    A = load_wide(side.A + cell, real) * LOG2E
     bias = 0.0 if side.bias is None else tl.load(side.bias + ch, mask=ch < E, other=0.0)
     D = 0.0 if side.D is None else tl.load(side.D + ch, mask=ch < E, other=0.0)
     dA = tl.zeros(cell.shape, tl.float32)
-    carried = dA if side.dlast is None else tl.load(side.dlast + b * N * E + cell, mask=real, other=0.0)
+    carried = dA if side.dlast is None else load_wide(side.dlast + b * N * E + cell, real)
     dD = tl.zeros(ch.shape, tl.float32)
     dbias = tl.zeros(ch.shape, tl.float32)
-    chunks = tl.cdiv(L, T)
-    for back in range(chunks):
-        c = chunks - 1 - back
-        states = (tl.load(side.kept + _kept_tile(c, sides, batch, b, ch, E, N, NP, together), mask=real, other=0.0),)
-        for j in tl.static_range(T - 1):
-            x, _, delta = _load_step(side, b, ch, c * T + j, L, here, bias, reverse, is_softplus)
-            B = _load_states(side.B, side.B_b, side.B_t, b, c * T + j, L, N, NP, reverse)
-            states = states + (tl.exp2(delta[None, :] * A) * states[j] + (delta * x)[None, :] * B[:, None],)
-        ahead = _load_token(side, gate, scale, b, ch, c * T + T - 1, L, N, here, bias, reverse, is_softplus, NP)
-        for j in tl.static_range(T - 1, -1, -1):
-            i = c * T + j
-            at = (b * L + _token(i, L, reverse)) * E + ch
-            x, raw, delta, dout, z, B, C = ahead
-            if j > 0:  # the next loads are under way before this token's arithmetic begins
-                ahead = _load_token(side, gate, scale, b, ch, i - 1, L, N, here, bias, reverse, is_softplus, NP)
-            decay = tl.exp2(delta[None, :] * A)
-            h = decay * states[j] + (delta * x)[None, :] * B[:, None]
-            gy = dout
-            if gate.z is not None:
-                y = D * x + tl.sum(h * C[:, None], 0)
-                if not first_side:
-                    y += load_wide(gate.other + at, i < here)
-                if last_side:
-                    to_z = gate.dz + b * gate.dz_b + _token(i, L, reverse) * gate.dz_t + ch
-                    tl.store(to_z, (dout * y * silu_slope(z)).to(gate.dz.dtype.element_ty), mask=i < here)
-                else:
-                    tl.store(gate.other + at, y, mask=i < here)
-                gy *= z * sigmoid(z)
-            dh = carried + gy[None, :] * C[:, None]
-            to_B_and_C = tl.sum(tl.join(dh * (delta * x)[None, :], gy[None, :] * h), 1)  # NP 2
-            s = tl.sum(dh * B[:, None], 0)
-            carried = dh * decay
-            r = carried * states[j]
-            dA += r * delta[None, :]
-            ddt = s * x + tl.sum(r * A, 0) * LN2
-            if is_softplus:
-                ddt *= sigmoid(raw)
-            dD += gy * x
-            dbias += tl.where(i < here, ddt, 0.0)
-            tl.store(side.dx + at, (s * delta + D * gy).to(side.dx.dtype.element_ty), mask=i < here)
-            tl.store(side.ddt + at, ddt.to(side.ddt.dtype.element_ty), mask=i < here)
-            n = tl.arange(0, NP)
-            row = (block * batch + b) * L + _token(i, L, reverse)
-            place = side.dBC + (row * N + n)[:, None] * 2 + tl.arange(0, 2)[None, :]
-            tl.store(place, to_B_and_C, mask=(n < tl.where(i < L, N, 0))[:, None])
+    whole = tl.cast(L // G, tl.int64)
+    carried, dA, dD, dbias = _adjoint_groups(
+        carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, whole * G, L - whole * G, batch, L, ch, E, N,
+        first_side, last_side, sides, reverse, is_softplus, T, 1, NP, BD,
+    )  # fmt: skip
+    carried, dA, dD, dbias = _adjoint_groups(
+        carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, 0, whole, batch, L, ch, E, N,
+        first_side, last_side, sides, reverse, is_softplus, T, G, NP, BD,
+    )  # fmt: skip
     tl.store(side.dA + b * N * E + cell, dA, mask=real)
     tl.store(side.dD + b * E + ch, dD, mask=ch < E)
     tl.store(side.dbias + b * E + ch, dbias, mask=ch < E)
@@ -284,12 +424,12 @@ def _backward_side(
         tl.store(side.dstart + b * N * E + cell, carried, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 @no_type_check
 def selective_scan_bwd_kernel(
-    pair, gate, scale, batch, L, E, N,
+    pair, gate, scale, batch, L, E: tl.constexpr, N: tl.constexpr,
     sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    T: tl.constexpr, together: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     block = tl.program_id(0) % blocks
@@ -300,38 +440,47 @@ def selective_scan_bwd_kernel(
             tl.debug_barrier()
         _backward_side(
             pair[g], gate, scale, b, ch, block, batch, L, E, N,
-            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, together, NP,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, G, NP, BD,
         )  # fmt: skip
 
 
-def _sizes(states: int) -> tuple[int, int, int]:
-    """States of a tile, its channels, and warps: at most 16 values of the tile per lane.
+def _sizes(states: int, values: int) -> tuple[int, int, int]:
+    """States of a tile, its channels, and warps, for so many values of the tile per lane.
 
     With more states than 16, the warps of a program share the states of its channels.
     """
     NP = power_of_two(states)
     warps = min(8, max(1, NP // 16))
-    return NP, min(32, 512 * warps // NP), warps
+    return NP, min(2 * values, 32 * values * warps // NP), warps
 
 
-def _side(d: Direction, kept: Tensor | None, **more: Tensor | None) -> _Side:
-    per_token = [rows(v) for v in (d.x, d.dt, d.B, d.C)]
-    strided = [v for tensor in per_token for v in (tensor, tensor.stride(0), tensor.stride(1))]
+def _side(d: Direction, **more: Tensor | None) -> _Side:
+    # B and C are read by every block of channels: widened once, they need not be widened there
+    strided = [v for tensor in (d.x, d.dt, d.B.float(), d.C.float()) for v in _strided(tensor)]
     D, bias = (None if p is None else p.contiguous() for p in (d.D, d.bias))
-    return _Side(*strided, A=(d.A * math.log2(math.e)).mT.contiguous(), D=D, bias=bias, kept=kept, **more)
+    return _Side(*strided, A=d.A.mT.contiguous(), D=D, bias=bias, **more)
 
 
-def _strided(tensor: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """A (batch, L, E) tensor where it lies, with the strides of samples and tokens."""
+def _strided(tensor: Tensor | None) -> tuple[Tensor | None, int, tl.constexpr]:
+    """A (batch, L, E) tensor where it lies, with the strides of samples and tokens, the latter a constant."""
     if tensor is None:
-        return None, 0, 0
+        return None, 0, tl.constexpr(0)
     tensor = rows(tensor)
-    return tensor, tensor.stride(0), tensor.stride(1)
+    return tensor, tensor.stride(0), tl.constexpr(tensor.stride(1))
 
 
 def _turned(states: Tensor | None, g: int) -> Tensor | None:
     """One direction of (directions, batch, E, S) states, as (batch, S, E)."""
     return None if states is None else states[g].mT.contiguous()
+
+
+def _run_forward(x: Tensor, pair: Sequence[_Side], gate: _Gate, reverse: Sequence[bool], scale: float, **flags: bool) -> None:
+    (batch, L, E), N = x.shape, pair[0].A.shape[0]
+    NP, BD, warps = _sizes(N, VALUES)
+    launch(
+        selective_scan_fwd_kernel, batch * math.ceil(E / BD), x, tuple(pair), gate, scale, batch, L, 0,
+        E=E, N=N, sides=len(pair), reverse=tuple(reverse), **flags, T=KEPT, NP=NP, BD=BD, warps=warps, maxnreg=REGISTERS,
+    )  # fmt: skip
 
 
 def forward(
@@ -345,7 +494,7 @@ def forward(
     keep: bool,
     end: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See ``cpu.forward``."""
+    """See ``cpu.forward``. Nothing is kept, whatever is asked for."""
     x, sides = directions[0].x, len(directions)
     (batch, L, E), N = x.shape, directions[0].A.shape[1]
 
@@ -353,19 +502,11 @@ def forward(
         return x.new_empty(shape, dtype=torch.float32)
 
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    kept = new(*kept_states(x, N, E, (sides,))) if keep else new(0)
-    if E % KEPT_TOGETHER:
-        kept.zero_()
     last = [new(batch, N, E) if end else None for _ in directions]
-    pair = tuple(_side(d, kept[:, g] if keep else None, start=_turned(h0, g), last=last[g]) for g, d in enumerate(directions))
+    pair = [_side(d, start=_turned(h0, g), last=last[g]) for g, d in enumerate(directions)]
     gate = _Gate(*_strided(z), other=new(batch, L, E) if sides > 1 else None, out=out)
-    NP, BD, warps = _sizes(N)
-    launch(
-        selective_scan_fwd_kernel, batch * math.ceil(E / BD), x, pair, gate, scale, batch, L, E, N,
-        sides=sides, reverse=tuple(reverse), is_softplus=softplus,
-        T=chunk_on(x.device), together=KEPT_TOGETHER, NP=NP, BD=BD, warps=warps,
-    )  # fmt: skip
-    return out, torch.stack([h for h in last if h is not None]).mT.contiguous() if end else None, kept
+    _run_forward(x, pair, gate, reverse, scale, is_softplus=softplus, states_only=False)
+    return out, torch.stack([h for h in last if h is not None]).mT.contiguous() if end else None, new(0)
 
 
 def backward(
@@ -381,12 +522,10 @@ def backward(
     scale: float,
     dz: Tensor | None = None,
 ) -> tuple[list[Direction], Tensor | None, Tensor | None]:
-    """See ``cpu.backward``."""
-    if kept is None:
-        _, _, kept = forward(directions, reverse, z, h0, softplus=softplus, scale=scale, keep=True)
+    """See ``cpu.backward``. States that were kept elsewhere are too few to be of use."""
     x, sides = directions[0].x, len(directions)
     (batch, L, E), N = x.shape, directions[0].A.shape[1]
-    NP, BD, warps = _sizes(N)
+    NP, BD, warps = _sizes(N, VALUES // 2)
     blocks = math.ceil(E / BD)
 
     def new(*shape: int) -> Tensor:
@@ -395,10 +534,12 @@ def backward(
     def like(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
-    pair = tuple(
+    states = new(math.ceil(L / KEPT), sides, batch, N, E)
+    pair = [
         _side(
             d,
-            kept[:, g],
+            kept=states[:, g],
+            start=_turned(h0, g),
             dlast=_turned(dlast, g),
             dstart=None if h0 is None else new(batch, N, E),
             dx=like(d.x),
@@ -409,14 +550,15 @@ def backward(
             dbias=new(batch, E),
         )
         for g, d in enumerate(directions)
-    )
+    ]
     dz = like(z) if dz is None and z is not None else dz
     other = new(batch, L, E) if sides > 1 and z is not None else None
     gate = _Gate(*_strided(z), other, None, *_strided(dout), *_strided(dz))
+    _run_forward(x, pair, gate, reverse, scale, is_softplus=softplus, states_only=True)
     launch(
-        selective_scan_bwd_kernel, batch * blocks, x, pair, gate, scale, batch, L, E, N,
-        sides=sides, reverse=tuple(reverse), is_softplus=softplus,
-        T=chunk_on(x.device), together=KEPT_TOGETHER, NP=NP, BD=BD, warps=warps,
+        selective_scan_bwd_kernel, batch * blocks, x, tuple(pair), gate, scale, batch, L,
+        E=E, N=N, sides=sides, reverse=tuple(reverse), is_softplus=softplus,
+        T=KEPT, G=GROUP, NP=NP, BD=BD, warps=warps,
     )  # fmt: skip
     gradients = []
     for d, side in zip(directions, pair, strict=True):
