@@ -56,7 +56,7 @@ check: $(STAMP) ## format, lint, types and the fast tests, under two minutes
 	$(PYTEST) -q -m "not slow and not gpu" $(ARGS)
 
 bench: $(STAMP) ## speed of the operators and of the loader, as ratios in one run
-	@for file in benchmarks/loader.py benchmarks/ops.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+	@for file in benchmarks/loader.py benchmarks/ops.py benchmarks/objectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
 soak: $(STAMP) ## the slow tests (kill -9, resume, full disk) again and again: SOAK_ROUNDS=10
 	@for round in $$(seq $(SOAK_ROUNDS)); do echo "== round $$round of $(SOAK_ROUNDS)"; $(PYTEST) -q -m slow $(ARGS) || exit 1; done

@@ -89,6 +89,7 @@ def test_a_partial_yaml_file_lies_over_a_config():
         ({"sizes": ["a"]}, "sizes.0 must be an integer"),
         ({"shape.type": "os:system"}, "is not of hybridmap"),
         ({"shape.type": "Triangle"}, "there is no type"),
+        ({"shape.type": "Drawing"}, f"shape must be of type {__name__}:Shape, got {__name__}:Drawing"),
     ],
 )
 def test_a_wrong_change_is_one_sentence(changes, message):

@@ -21,7 +21,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -216,9 +216,19 @@ def _change_type(config: Any, name: str) -> Any:
     cls = config_class(name)
     if cls is type(config):
         return config
-    shared = {f.name for f in fields(cls)}
-    kept = {f.name: getattr(config, f.name) for f in fields(config) if f.name in shared} if is_dataclass(config) else {}
+    kinds = field_types(cls)
+    shared = {f.name: getattr(config, f.name) for f in fields(config) if f.name in kinds} if is_dataclass(config) else {}
+    kept = {field: value for field, value in shared.items() if _fits(value, kinds[field])}
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    for field in sorted(required - kept.keys()):
+        have = f", not {type_name(shared[field])}" if field in shared else ""
+        raise UserError(f"type {name!r} needs {field}: {_spell(kinds[field])}{have}; choose a recipe or a field that fits")
     return cls(**kept)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a nested config is of the kind that a field declares; other values are checked when they are set."""
+    return not (isinstance(value, Config) and isinstance(kind, type) and issubclass(kind, Config)) or isinstance(value, kind)
 
 
 def _coerce(value: Any, kind: Any, path: str, current: Any) -> Any:
@@ -232,7 +242,10 @@ def _coerce(value: Any, kind: Any, path: str, current: Any) -> Any:
         if isinstance(value, kind):
             return value
         if isinstance(value, Mapping):
-            return from_tree(value, path) if current is None else overlay(current, value, path)
+            made = from_tree(value, path) if current is None else overlay(current, value, path)
+            if not isinstance(made, kind):
+                raise UserError(f"{path} must be of type {_spell(kind)}, got {type_name(made)}")
+            return made
         raise _wrong(path, "a group of fields", value)
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
@@ -302,6 +315,9 @@ def _coerce_scalar(value: Any, kind: Any, path: str) -> Any:
 
 def _spell(kind: Any) -> str:
     names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    if isinstance(kind, type) and issubclass(kind, Config):
+        owner = getattr(kind, "owner", kind)
+        return f"{owner.__module__}:{owner.__qualname__}"
     return names.get(kind, str(kind))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,15 +20,36 @@ from hybridmap.recipes.smoke import small_backbone
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_gpu", FOLDER / "gpu.py")
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return script("gpu", monkeypatch)
+
+
+def test_map_is_timed_beside_its_mae_twin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    objectives = script("objectives", monkeypatch)
+    made: list[Any] = []
+    kept = objectives.contestants
+    monkeypatch.setattr(objectives, "contestants", lambda *given: made.append(kept(*given)) or made[-1])
+    objectives.main(["--quick", "--rounds", "1", "--batch", "2", "--learners", "map-tiny", "map-vit-base"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["learner"] for line in lines] == ["map-tiny", "map-vit-base"]
+    for line, runs in zip(lines, made, strict=True):
+        assert line["map / mae"] == pytest.approx(line["map ms"] / line["mae ms"], rel=0.05)  # of rounded milliseconds
+        assert 0 < line["draw / map"] < 1
+        first, second = runs["map"].learner.config, runs["mae"].learner.config
+        assert (first.decoder_mask, second.decoder_mask) == ("map", "mae")
+        assert first.masking == second.masking
 
 
 def test_all_of_it_runs_at_tiny_shapes(
