@@ -15,6 +15,7 @@ from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
+from hybridmap.objectives.targets import Diffusion
 from hybridmap.tasks.classification import Classification
 from hybridmap.tasks.linear_probe import LinearProbe
 from hybridmap.train.optim import AdamW
@@ -60,6 +61,8 @@ def scale_down(recipe: Recipe) -> Recipe:
         changes["num_classes"] = CLASSES
     if isinstance(learner, MAP.Config):
         changes["decoder"] = replace(learner.decoder, width=32, depth=1, num_heads=2)  # type: ignore[call-arg]
+        if isinstance(learner.target, Diffusion.Config):
+            changes["target"] = replace(learner.target, width=32, depth=1)
     return replace(
         recipe,
         learner=replace(learner, **changes),
