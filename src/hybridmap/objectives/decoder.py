@@ -75,7 +75,7 @@ class Decoder(nn.Module, Configurable):
     def forward(
         self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "#B 1 N N"] | None
     ) -> Float[Tensor, "B N O"]:
-        """Predict the values of all patches (or their states), by position in the scan. ``allowed``: who may look at whom, None = all at all."""
+        """Predict values (or states) of all patches, by position in the scan. ``allowed``: who may look at whom, None = all."""
 
     def place(self, seen: Float[Tensor, "B V W"], mask: Mask, patches: Patches) -> Float[Tensor, "B N W"]:
         """Embedded visible tokens in their places, mask tokens elsewhere, positions (resampled to the patches' grid) added."""

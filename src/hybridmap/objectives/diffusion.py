@@ -6,7 +6,8 @@
 
 The process knows betas and no network, the network knows no process. Patches and images do not occur here; what is compared
 with what stands in :class:`hybridmap.objectives.targets.Diffusion`.
-Sources: DDPM (arXiv:2006.11239), learned variances (arXiv:2102.09672), the network and its use as a loss MAR (arXiv:2406.11838).
+Sources: DDPM (arXiv:2006.11239), learned variances (arXiv:2102.09672), MAR for the network and its use as a loss
+(arXiv:2406.11838).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Process:
 
     @classmethod
     def cosine(cls, steps: int = 1000) -> Process:
-        """abar(s) = cos^2((s + 0.008) / 1.008 * pi/2) over s in [0, 1], no beta above 0.999. Source: arXiv:2102.09672, eq. 17."""
+        """abar(s) = cos^2((s + 0.008) / 1.008 * pi/2), s from 0 to 1, no beta above 0.999. Source: arXiv:2102.09672, eq. 17."""
         place = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
         kept = (place * math.pi / 2).cos().square()
         return cls((1 - kept[1:] / kept[:-1]).clamp(max=0.999))
@@ -99,7 +100,8 @@ class Process:
         """The term of the variational bound that belongs to step ``t``, in bits per channel: it teaches the variance alone.
 
         The divergence of the network's step back from the true one; at t = 0 the negative log-likelihood of x_0 in bins of
-        1/127.5, which presumes values in [-1, 1]. No gradient reaches the expected noise. Source: arXiv:2102.09672, section 3.1.
+        1/127.5, which presumes values in [-1, 1]. No gradient reaches the expected noise.
+        Source: arXiv:2102.09672, section 3.1.
         """
         frozen = torch.cat([out[..., : noisy.shape[-1]].detach(), out[..., noisy.shape[-1] :]], dim=-1)
         mean = self.step_back(self.expected(frozen, noisy, t), noisy, t)
@@ -146,11 +148,11 @@ class Process:
 
 
 class Denoiser(nn.Module):
-    """A residual network that is told the step and a condition at every layer: at first it says "no noise", whatever it is told.
+    """A residual network that is told the step and a condition at every layer. It starts as the constant 0.
 
-        told = MLP(sines and cosines of t) + Linear(condition)
-        h    = Linear(x);   per layer  h += gate * MLP(norm(h) * (1 + scale) + shift)      shift, scale, gate = Linear(SiLU(told))
-        out  = Linear(norm(h) * (1 + scale) + shift)                                       shift, scale = Linear(SiLU(told))
+        told = SiLU(MLP(cosines and sines of t) + Linear(condition))
+        h    = Linear(x);  per layer  h += gate * MLP(norm(h) * (1 + scale) + shift)        shift, scale, gate = Linear(told)
+        out  = Linear(norm(h) * (1 + scale) + shift)                                        shift, scale = Linear(told)
 
     Source: MAR (arXiv:2406.11838), its small MLP; the modulation is that of DiT (arXiv:2212.09748).
     """
@@ -161,7 +163,7 @@ class Denoiser(nn.Module):
     def __init__(self, channels: int, condition: int, *, outputs: int, width: int, depth: int) -> None:
         """``channels`` of the vectors, width of the ``condition``, ``outputs`` (C, or 2 C with variances)."""
         super().__init__()
-        self.frequencies = (torch.arange(128, dtype=torch.float64) * (-math.log(10000.0) / 128)).exp()  # each a sine and a cosine
+        self.frequencies = 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
         self.time = nn.Sequential(nn.Linear(2 * len(self.frequencies), width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition, width)
         self.embed = nn.Linear(channels, width)
@@ -177,9 +179,10 @@ class Denoiser(nn.Module):
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        for linear in (self.time[0], self.time[2]):
+        for linear in (module for module in self.time if isinstance(module, nn.Linear)):
             nn.init.normal_(linear.weight, std=0.02)
-        for linear in (*(layer.modulation for layer in self.layers), self.modulation, self.pred):
+        modulations = [part.modulation for part in self.modules() if isinstance(part, (_Layer, Denoiser))]
+        for linear in (*modulations, self.pred):
             nn.init.zeros_(linear.weight)
 
     def forward(

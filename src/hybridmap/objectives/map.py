@@ -93,7 +93,7 @@ class MAP(Objective):
         return self.target.values_of(self.decode(patches, mask), patches, key)
 
     def decode(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N O"]:
-        """What the decoder returns for every patch, by position in the scan: predicted values, or the state the target reads."""
+        """What the decoder returns for every patch, by position in the scan: values, or the state that the target reads."""
         seen = self.backbone.encode_visible(patches, mask)
         return self.decoder(seen, mask, patches, self.allowed(patches, mask))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,8 +27,8 @@ _STREAM = 0x64696666
 class Target(Configurable):
     """Abstract: what is predicted for each patch, and how far a prediction is from it.
 
-    It is built with ``width`` of the decoder, the ``grid`` (rows, columns) of stored positions and ``patch_values`` P, for
-    targets that bring a network along.
+    An objective that can hand over the decoder's state (:attr:`of_state`) builds it with the ``width`` of the decoder, the
+    ``grid`` (rows, columns) of stored positions and ``patch_values`` P, for targets that bring a network along.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class Pixels(Target):
 
 
 class Diffusion(nn.Module, Target):
-    """The same pixels, not as one guess but as a distribution: a small network learns to take noise out of each patch.
+    """The same normalised pixels, not as one guess but as a distribution: a small network learns to take noise out of them.
 
     The decoder's state of a patch, plus a learned position, is the condition; the target of a patch is noised to ``repeats``
     random steps of a cosine schedule of 1000, and the loss of a patch is the squared error of the expected noise plus the
@@ -129,8 +130,6 @@ class Diffusion(nn.Module, Target):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Target.Config):
-        normalise: bool = True
-        """Normalise every patch, as :class:`Pixels` does."""
         width: int = 1024
         """Width of the network."""
         depth: int = 3
@@ -146,15 +145,21 @@ class Diffusion(nn.Module, Target):
     config: Diffusion.Config
     of_state = True
 
-    def __init__(self, config: Diffusion.Config, *, width: int, grid: tuple[int, int], patch_values: int) -> None:
+    def __init__(
+        self, config: Diffusion.Config, *, width: int = 0, grid: tuple[int, int] = (0, 0), patch_values: int = 0
+    ) -> None:
         nn.Module.__init__(self)
         self.config = config
+        if not width:
+            raise UserError(
+                "the diffusion loss reads the decoder's state, which only MAP hands over; use MAP, or the target Pixels"
+            )
         for name in ("width", "depth", "repeats"):
             if getattr(config, name) < 1:
                 raise UserError(f"{name} of the diffusion loss must be at least 1, got {getattr(config, name)}")
         self.process = Process.cosine()
         self.sampling = self.process.thinned(config.sampling_steps)
-        self.pixels: Pixels = Pixels.Config(normalise=config.normalise).build()
+        self.pixels: Pixels = Pixels.Config().build()
         self.grid = grid
         self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], width))
         nn.init.normal_(self.pos_embed, std=0.02)
@@ -225,7 +230,10 @@ class Diffusion(nn.Module, Target):
         def network(x: Tensor, t: Tensor) -> Tensor:
             return exact(self.network(x, t, condition))
 
-        return self.sampling.sample(network, noise(len(self.sampling)), noise)
+        # No P values of mean 0 and variance 1 have a larger one among them. Without a bound a small error of the network at the
+        # last times, where x_0 is 20 000 times the difference to the expected noise, leads far away from all it was trained on.
+        bound = (clean.shape[-1] - 1) / math.sqrt(clean.shape[-1])
+        return self.sampling.sample(network, noise(len(self.sampling)), noise, bound=bound)
 
     def unnormalise(self, pred: Float[Tensor, "B N P"], patches: Patches) -> Float[Tensor, "B N P"]:
         return self.pixels.unnormalise(pred, patches)
