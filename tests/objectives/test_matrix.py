@@ -29,7 +29,7 @@ from hybridmap.objectives.decoder import MAEDecoder
 from hybridmap.objectives.map import MAP
 from hybridmap.objectives.moco import MoCo
 from hybridmap.objectives.shift import NextRegion, Shift
-from hybridmap.objectives.targets import Target
+from hybridmap.objectives.targets import Diffusion, Target
 from hybridmap.tokens.masking import Random, Sequential
 from hybridmap.train import AdamW
 from hybridmap.types import Batch, Features, Mask
@@ -59,6 +59,7 @@ OBJECTIVES: dict[str, Callable[[Any], Objective.Config]] = {
     "MAP": lambda backbone: MAP.Config(backbone=backbone),
     "MAP, masked features kept": lambda backbone: MAP.Config(backbone=backbone, keep_masked_features=True),
     "MAP, encoder reads one way": lambda backbone: MAP.Config(backbone=backbone, encoder_causal="region"),
+    "MAP, diffusion loss": lambda backbone: MAP.Config(backbone=backbone, target=Diffusion.Config()),
     "MAE": lambda backbone: MAP.Config(backbone=backbone, decoder_mask="mae", masking=MAE_MASK),
     "MAE, its own decoder": lambda backbone: MAP.Config(
         backbone=backbone, decoder_mask="mae", masking=MAE_MASK, decoder=MAEDecoder.Config()

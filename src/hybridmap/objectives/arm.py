@@ -65,7 +65,7 @@ class ARMDecoder(QueryDecoder):
     config: ARMDecoder.Config
 
     def __init__(
-        self, config: ARMDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int, encoder_depth: int
+        self, config: ARMDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int | None, encoder_depth: int
     ) -> None:
         super().__init__(config, embed_dim=embed_dim, grid=grid, patch_values=patch_values)
         self.reads = read_layers(encoder_depth, config.depth)[:-1]

@@ -89,10 +89,14 @@ class MAP(PatchObjective):
             )
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
-        self.target: Target = config.target.build()
         patch_values = config.backbone.patch_size**2 * config.backbone.in_chans
+        self.target: Target = config.target.build(
+            width=config.decoder.width, grid=self.backbone.grid, patch_values=patch_values
+        )
         self.decoder: InPlaceDecoder = config.decoder.build(
-            embed_dim=self.backbone.embed_dim, grid=self.backbone.grid, patch_values=patch_values
+            embed_dim=self.backbone.embed_dim,
+            grid=self.backbone.grid,
+            patch_values=None if self.target.of_state else patch_values,
         )
         if config.loss_on == "masked" and self.masking.hides_nothing:
             raise UserError(
@@ -107,10 +111,15 @@ class MAP(PatchObjective):
         return self.masking(patches, ranks, sizes, batch.key, batch.step_key)
 
     def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
-        pred = self.predict(patches, mask)
+        pred = self.decode(patches, mask)
         return Loss(total=self.target.loss(pred, patches, mask if self.config.loss_on == "masked" else None, key))
 
-    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
+    def predict(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B N P"]:
+        """``key`` names the samples where a prediction is drawn, as :class:`hybridmap.objectives.targets.Diffusion` does."""
+        return self.target.values_of(self.decode(patches, mask), patches, key)
+
+    def decode(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N O"]:
+        """What the decoder returns for every patch, by position in the scan: values, or the state that the target reads."""
         allowed = self.allowed(patches, mask)
         if not self.config.keep_masked_features:
             seen = self.backbone.encode_visible(patches, mask, causal=self.config.encoder_causal == "region")
