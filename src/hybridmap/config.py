@@ -41,6 +41,14 @@ class Config:
         """Make the object that this configuration describes; ``runtime`` is what only the caller knows (a device, data)."""
         return self.owner(self, **runtime)
 
+    def small(self) -> Any:
+        """The same at the smallest size that still has all of its parts, for trying things out in seconds.
+
+        What stands inside is made small, too. Whoever has a size of its own says here what is small.
+        """
+        inside = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.small() for name, value in inside.items() if isinstance(value, Config)})
+
 
 class Configurable:
     """Base of all classes that are built from a nested ``Config``. Their constructor takes it as its first argument."""

@@ -7,8 +7,10 @@ generators", 2014), written in torch operations on int64, whose multiplication w
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Float, Int
-from torch import Tensor, arange
+from torch import Tensor, arange, stack
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -63,3 +65,18 @@ def uniform(key: Int[Tensor, "B"], n: int, stream: int) -> Float[Tensor, "B n"]:
     counter = arange(n, device=key.device) * _signed(_GOLDEN) + _signed(_mix_int(stream + 1))
     bits = _mix(_mix(key)[:, None] + counter)
     return _logical_shift(bits, 40).float() * 2.0**-24
+
+
+def normal(key: Int[Tensor, "B"], n: int, stream: int) -> Float[Tensor, "B n"]:
+    """n standard normal numbers per key, none beyond 5.8: pairs of :func:`uniform` by the method of Box and Muller (1958).
+
+    Row b depends on ``key[b]`` alone, as there; devices agree up to the rounding of logarithm, sine and cosine.
+    """
+    length, angle = uniform(key, n + n % 2, stream).unflatten(1, (-1, 2)).unbind(-1)
+    radius, angle = (-2 * (-length).log1p()).sqrt(), 2 * math.pi * angle
+    return stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :n]
+
+
+def derive(key: Int[Tensor, "B"], index: Int[Tensor, "B M"], stream: int) -> Int[Tensor, "B M"]:
+    """A key for each part of a sample, such as its patches, by the part's ``index``."""
+    return _mix(_mix(key)[:, None] + index * _signed(_GOLDEN) + _signed(_mix_int(stream + 1)))

@@ -32,7 +32,7 @@ class Batch:
     labels: Tensor | None = None
     """Per input, pixel or point; None where unknown."""
     views: tuple[Tensor, ...] | None = None
-    """Further crops of the same inputs, for contrastive objectives."""
+    """Independent crops of the same images, of which ``inputs`` is the first; None unless the data was asked for several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,9 @@ class Learner(Protocol):
     def initialise(self, weights: dict[str, Tensor]) -> InitReport:
         """Take over pretrained weights (by our names); say what was loaded, dropped and left fresh, and why."""
         ...
+
+    # Optional: settle(batches: Iterable[Batch]) -> None, called on a copy before it is examined or becomes the final weights,
+    # for what follows from weights and data together (running statistics).
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from hybridmap.backbones import find
+from hybridmap.recipes.smoke import small_backbone
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -91,6 +94,25 @@ def test_a_card_that_is_too_small_is_a_note(gpu: Any, monkeypatch: pytest.Monkey
     assert {line[-1] for line in sheet.lines} == {"out of memory"}
     sheet = gpu.operators(torch.device("cpu"), True, 1, gpu.Budget(60))
     assert {line[-1] for line in sheet.lines} == {"out of memory"}
+
+
+def test_moco_is_measured_beside_its_two_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("benchmarks_moco", FOLDER / "moco.py")
+    assert spec is not None
+    assert spec.loader is not None
+    moco = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(moco)
+    monkeypatch.setattr(moco, "find", lambda name: small_backbone(find(name)))
+    arguments = ["--batch", "2", "--queue", "4", "--rounds", "1", "--csv", str(tmp_path / "moco.csv")]
+    monkeypatch.setattr(sys, "argv", ["moco.py", *arguments])
+    assert moco.main() in (0, 1)
+    assert "target 1.10 x" in capsys.readouterr().out
+    with (tmp_path / "moco.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["what"] for line in lines] == ["MoCo", "its floor"]
+    assert all(float(line["s"]) > 0 for line in lines)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

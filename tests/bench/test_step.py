@@ -25,7 +25,7 @@ def recipe(name: str = "map-smoke", **train: object) -> Recipe:
     return replace(small, train=replace(small.train, batch_size=2, **train))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["map-smoke", "mae-vit-base", "ft-100-tiny", "demo-pretrain"])
+@pytest.mark.parametrize("name", ["map-smoke", "mae-vit-base", "moco-vit-base", "ft-100-tiny", "demo-pretrain"])
 def test_any_recipe_that_trains_can_be_measured(name: str) -> None:
     found = measure(recipe(name), CPU, rounds=1, memory=False)
     assert list(found.seconds) == [STEP, PLAIN, FLOOR]

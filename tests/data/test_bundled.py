@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import socket
 import sys
 
@@ -49,6 +50,32 @@ def test_crops_have_one_channel_and_are_normalised_one_by_one() -> None:
 def test_networks_for_colour_get_three_equal_channels() -> None:
     colour = BundledPhotos.Config(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0)).build().samples([5], [1]).images
     assert torch.equal(colour, BundledPhotos.Config().build().samples([5], [1]).images.expand(-1, 3, -1, -1))
+
+
+def test_views_are_cut_out_of_the_crop_and_not_out_of_the_whole_picture() -> None:
+    data = BundledPhotos.Config(flip=True).build()
+    indices, keys = list(range(0, 4608, 64)), list(range(72))
+
+    def boxes(paths: tuple[str, ...]) -> torch.Tensor:
+        return torch.tensor(
+            [[int(n) for n in re.fullmatch(r".*\] (\d+)x(\d+)\+(\d+)\+(\d+)", path).groups()] for path in paths]
+        )
+
+    height, width, top, left = boxes(data.samples(indices, keys).paths).T
+    seen = []
+    for view in (0, 1):
+        batch = data.samples(indices, keys, view=view)
+        h, w, down, across = boxes(batch.paths).T
+        assert ((down >= top) & (down + h <= top + height) & (across >= left) & (across + w <= left + width)).all()
+        part = h * w / (height * width)
+        assert part.min() > 0.19
+        assert part.max() <= 1
+        assert part.std() > 0.1, "they are of many sizes"
+        assert batch.keys.tolist() == keys
+        assert batch.images.mean((1, 2, 3)).abs().max() < 1e-4
+        assert torch.equal(batch.images, data.samples(indices, keys, view=view).images)
+        seen.append(batch.images)
+    assert (seen[0] != seen[1]).flatten(1).any(1).all()
 
 
 def test_a_crop_depends_on_its_index_and_key_and_not_on_its_batch() -> None:

@@ -109,6 +109,52 @@ def test_any_number_of_workers_gives_the_same_samples(photos: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_views_are_independent_crops_that_follow_from_the_key(photos: Path) -> None:
+    (photos / "odd" / "05.png").write_bytes(b"")
+    single = steps(folder(photos), batch_size=6, steps=4, accumulate=2)
+    assert all(batch.views is None for step in single for batch in step)
+    run = steps(folder(photos, views=2), batch_size=6, steps=4, accumulate=2)
+    for alone, several in zip(single, run, strict=True):
+        for before, batch in zip(alone, several, strict=True):
+            assert batch.views is not None
+            first, second = batch.views
+            assert first is batch.inputs
+            assert torch.equal(batch.key, before.key)
+            assert torch.equal(batch.labels, before.labels)
+            assert (first != second).flatten(1).any(1).all(), "no two crops of an image are the same"
+            assert (first != before.inputs).flatten(1).any(1).all()
+    views = [torch.cat([b.views[v] for s in run for b in s]) for v in (0, 1)]
+    loader = Loader(folder(photos, views=2), batch_size=6, steps=4, accumulate=2, workers=2)
+    again = [list(s) for s in loader]
+    assert all(torch.equal(view, torch.cat([b.views[v] for s in again for b in s])) for v, view in enumerate(views))
+    assert [Path(path).name for path in loader.skipped] == ["05.png"]
+    later = steps(folder(photos, views=2), batch_size=6, steps=4, accumulate=2, start_step=2)
+    assert torch.equal(torch.cat([b.views[1] for s in later for b in s]), views[1][12:])
+    parts = [steps(folder(photos, views=2), batch_size=6, steps=4, accumulate=1, world=2, rank=rank) for rank in (0, 1)]
+    divided = torch.cat([parts[rank][step][0].views[1] for step in range(4) for rank in (0, 1)])
+    assert torch.equal(divided, views[1])
+
+
+def test_without_random_crops_all_views_are_the_same_image(photos: Path) -> None:
+    (batch,) = steps(folder(photos, views=3, crop=CentreCrop.Config()), batch_size=12, steps=1)[0]
+    assert batch.views is not None
+    assert len(batch.views) == 3
+    assert all(torch.equal(view, batch.inputs) for view in batch.views)
+
+
+def test_evaluation_sees_each_image_once_whatever_the_views(photos: Path) -> None:
+    for views in (1, 2):
+        images = torch.cat([images for images, _, _ in each(folder(photos, views=views).build(), 5)])
+        assert len(images) == 12
+        whole = images if views == 1 else whole
+    assert torch.equal(images, whole)
+
+
+def test_no_view_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.views must be at least 1, got 0"):
+        Synthetic.Config(views=0)
+
+
 def test_the_global_generators_are_left_alone(photos: Path) -> None:
     before = torch.get_rng_state()
     steps(folder(photos), batch_size=4, steps=2, workers=1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hybridmap import recipes
-from hybridmap.config import Config, from_yaml, override, to_yaml
+from hybridmap.config import Config, differences, from_yaml, override, to_yaml
 from hybridmap.data.folder import ImageFolder
 from hybridmap.errors import UserError
 from hybridmap.recipes.smoke import SIZE, scale_down
@@ -26,6 +26,13 @@ PROMISED = [
     *(f"{kind}-{size}" for size in SIZES for kind in ("mae", "local-mae", "map-mambar", "ft-3stage", "ft-400", "ft-100")),
     *(f"mae-vit-{size}" for size in ("small", "base", "large", "huge")),
     *(f"ft-vit-{size}" for size in ("base", "large", "huge")),
+    *(f"{kind}-vim-{size}" for size in ("tiny", "small", "base") for kind in ("map", "mae", "ft")),
+    *(f"{kind}arm-{size}" for size in ("base", "large", "huge") for kind in ("", "ft-")),
+    *(f"{kind}-mambavision-{size}" for size in ("tiny2", "small", "base", "large2") for kind in ("map", "ft")),
+    *(f"{kind}-vmamba-{size}" for size in ("tiny", "small", "base") for kind in ("map", "ft")),
+    *(f"ft-layout-{layout}" for layout in ("t", "m", "mt", "tm", "tmmm", "mmmt")),
+    *("ft-384-base", "ft-384-large", "ft-vim-tiny-plus", "ft-vim-small-plus", "local-mae-vim-base"),
+    *("moco-tiny", "moco-small", "moco-base", "moco-large", "moco-vit-base", "moco-vim-base", "moco-mambar-base"),
     *(f"ar-{of}" for of in ("tiny", "small", "base", "large", "vit-base", "vim-base", "mambar-base")),
     *(f"ar-shift-{of}" for of in ("base", "vit-base", "vim-base")),
     *(f"ar-{of}-base" for of in ("column-vim", "vim-column", "column-vim-column")),
@@ -87,16 +94,25 @@ def test_a_recipe_builds_at_its_real_size(name: str):
     assert all(p.is_meta for p in on_meta(name).parameters())
 
 
-@pytest.mark.parametrize("entry", recipes.listing("ft-*"), ids=lambda entry: entry.name)
+STARTED = [entry for entry in recipes.listing("ft-*") if "--init" in entry.command]
+"""Recipes whose command starts from weights."""
+
+
+@pytest.mark.parametrize("entry", STARTED, ids=lambda entry: entry.name)
 def test_the_weights_that_a_command_starts_from_fit(entry: recipes.Entry):
     found = re.search(r"--init runs/(\S+)", entry.command)
     assert found is not None
     start, model = on_meta(found[1]), on_meta(entry.name)
     assert isinstance(model, Classification)
+    own = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
+    tables = {name: own[name] for name in own if name.endswith("pos_embed")}  # nothing can be resampled without memory
     given = {name: value for name, value in start.state_dict().items() if not name.endswith("pos_embed")}
-    report = model.initialise(given | {"backbone.pos_embed": model.backbone.get_parameter("pos_embed")})
-    assert {name for name in report.dropped if not name.startswith(("decoder.", "backbone.norm."))} == set()
-    assert any(name.startswith("backbone.layers.") for name in report.loaded)
+    report = model.initialise(given | tables)
+    never_needed = ("decoder.", "backbone.norm.", *(f"backbone.{part}" for part in model.backbone.pretraining_parts))
+    assert {name for name in report.dropped if not name.startswith(never_needed)} == set()
+    inside = {name for name in own if name.startswith(("backbone.layers.", "backbone.stages."))}
+    assert inside
+    assert inside <= set(report.loaded)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +127,14 @@ def test_the_weights_that_a_command_starts_from_fit(entry: recipes.Entry):
         ("ft-400-base", 4e-4, 400, 1024),
         ("ft-vit-base", 2e-3, 100, 1024),
         ("ft-vit-large", 4e-3, 50, 1024),
+        ("arm-base", 1.2e-3, 1600, 2048),
+        ("arm-large", 6e-4, 1600, 1024),
+        ("ft-arm-base", 2e-3, 100, 1024),
+        ("ft-arm-large", 2e-3, 100, 1024),
+        ("ft-vim-tiny", 1e-3, 300, 1024),
+        ("ft-vim-small", 1e-3, 300, 512),
+        ("ft-vim-tiny-plus", 1e-5, 30, 1024),
+        ("ft-384-base", 1e-5, 30, 512),
     ],
 )
 def test_rates_and_lengths_are_those_of_the_sources(name: str, lr: float, epochs: float, batch: int):
@@ -199,8 +223,45 @@ def test_scaling_down_keeps_what_is_under_study():
         assert isinstance(small, Recipe)
         assert (small.optim, small.schedule, small.seed) == (recipe.optim, recipe.schedule, recipe.seed)
         assert type(small.learner) is type(recipe.learner)
-        assert small.learner.backbone.img_size == SIZE
+        assert small.learner.backbone.img_size == small.data.size <= 2 * SIZE
         if hasattr(recipe.learner, "masking"):
             assert small.learner.masking == recipe.learner.masking.small()
-        for kept in ("regions", "decoder_mask", "loss_on", "smoothing", "mixing"):
+        for kept in ("regions", "decoder_mask", "keep_masked_features", "loss_on", "smoothing", "mixing"):
             assert getattr(small.learner, kept, None) == getattr(recipe.learner, kept, None)
+
+
+def test_layer_decay_and_drop_path_of_arm_are_those_of_the_source():
+    tuned = [recipes.find(f"ft-arm-{size}") for size in ("base", "large")]
+    assert [(r.optim.layer_decay, r.learner.backbone.drop_path, r.train.ema) for r in tuned] == [
+        (0.65, 0.1, 0.99992),
+        (0.75, 0.3, 0.99992),
+    ]
+    assert all(r.learner.backbone.directions == 4 and r.learner.backbone.cls_token for r in tuned)
+    pretrained = recipes.find("arm-base")
+    assert (pretrained.data.size, pretrained.train.clip, pretrained.learner.backbone.directions) == (192, 3.0, 1)
+
+
+def test_mambavision_is_trained_by_the_table_of_its_source():
+    sizes = ("tiny2", "small", "base", "large2")
+    tuned = [recipes.find(f"ft-mambavision-{size}") for size in sizes]
+    assert [r.optim.weight_decay for r in tuned] == [0.05, 0.05, 0.075, 0.12]
+    assert [r.schedule.warmup_epochs for r in tuned] == [20, 20, 35, 20]
+    assert [r.exams["val"].test.crop.crop_ratio for r in tuned] == [0.98, 0.93, 1.0, 1.0]
+    assert [r.learner.backbone.drop_path for r in tuned] == [0.2, 0.2, 0.3, 0.3]
+    assert {r.learner.backbone.drop_path for r in (recipes.find(f"map-mambavision-{size}") for size in sizes)} == {0.0}
+
+
+def test_at_384_pixels_only_what_the_recipe_names_differs_from_224():
+    small, large = recipes.find("ft-400-base"), recipes.find("ft-384-base")
+    changed = {name.partition(".")[0] for name in differences(small, large)}
+    assert changed == {"learner", "data", "exams", "optim", "schedule", "train"}
+    assert override(large.learner, {"backbone.img_size": 224, "smoothing": 0.0}) == small.learner
+    assert large.learner.backbone.drop_path == 0.4
+    assert large.data.size == large.exams["val"].test.size == 384
+
+
+def test_layouts_of_table_4_differ_in_the_layout_alone():
+    layouts = {entry.name: entry.make() for entry in recipes.listing("ft-layout-*")}
+    assert len(layouts) == 6
+    assert {len(r.learner.backbone.layout) for r in layouts.values()} == {32}
+    assert all(override(r, {"learner.backbone.layout": "MMMT" * 8}) == recipes.find("ft-3stage-base") for r in layouts.values())

@@ -63,6 +63,10 @@ class ARM(SequenceBackbone):
         def encoder(self) -> ARM.Config:
             return replace(self, num_classes=0, cls_token=False, pool="avg")
 
+        def small(self) -> Any:
+            """64 patches of 4 pixels, so that there are several clusters of 4 x 4 patches."""
+            return replace(super().small(), patch_size=4)
+
     config: ARM.Config
     fresh_parts = ("cls_", "norm.")
 
@@ -217,7 +221,7 @@ def for_finetuning(weights: Mapping[str, Tensor], config: ARM.Config) -> dict[st
     for name, source in sources.items():
         own = wanted[name]
         if name == "cls_pos":
-            value = torch.zeros(own.shape, dtype=given["pos_embed"].dtype)
+            value = given["pos_embed"].new_zeros(own.shape)
         elif name == "pos_embed":
             value = on_grid(given[name], network.grid).clone()
         else:

@@ -52,11 +52,26 @@ class Backbone(nn.Module, Configurable):
             """The same network as objectives build it: every parameter that it has receives a gradient."""
             return replace(self, num_classes=0)
 
+        def masked_encoder(self) -> Backbone.Config:
+            """The same, with whatever only masked inputs make use of."""
+            return self.encoder()
+
+        def small(self) -> Any:
+            """Four layers (``depth``) of width 32 and two heads, where the network has such fields; 16 patches of 8 pixels."""
+            sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+            return replace(self, **{name: size for name, size in sizes.items() if hasattr(self, name)})
+
+        def image_encoder(self) -> Backbone.Config:
+            """The same for objectives that read one vector per image (``pooled``), and so train a class token that is read."""
+            return self.encoder()
+
     first_conv: ClassVar[str] = "patch_embed.proj"
     """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
 
     fresh_parts: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of parameters that weights of pretraining may lack: they start fresh in fine-tuning."""
+    pretraining_parts: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters that only pretraining has."""
     poolings: ClassVar[tuple[str, ...]] = ()
     """What timm calls the read-out, where it has a word for it."""
 

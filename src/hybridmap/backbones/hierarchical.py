@@ -4,8 +4,9 @@
       1      1/4      1/4               1/8               1/16              1/32             1/32
 
 There are no tokens that could be left out: convolutions and downsampling need the whole image. So pretraining cuts the image
-into *units* as large as one position of the final map (32 pixels), blanks the masked units before the stem, runs the network
-densely, and hands on the positions of the visible units only. The decoder puts its mask token elsewhere, as everywhere.
+into *units* as large as one position of the final map (32 pixels), blanks the masked units before the stem, puts one learned
+vector in their places behind it, runs the network densely, and hands on the positions of the visible units only. The decoder
+puts its mask token elsewhere, as everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from hybridmap.backbones.base import Backbone, Head
 from hybridmap.backbones.sequence import check_images, check_size, sides, timm_cfg
 from hybridmap.errors import UserError
 from hybridmap.tokens.images import assemble, partition
-from hybridmap.tokens.select import take
+from hybridmap.tokens.select import put, take
 from hybridmap.types import Features, Mask, Patches, Tap
 
 
@@ -77,9 +78,19 @@ class HierarchicalBackbone(Backbone):
         """Width of the first stage; stage s has ``embed_dim * 2**s``."""
         depths: tuple[int, ...] = (2, 2, 5, 2)
         """Blocks of each stage."""
+        mask_token: bool = False
+        """Whether a learned vector stands in the stem's output where units are masked. Only pretraining has a use for it."""
+
+        def masked_encoder(self) -> HierarchicalBackbone.Config:
+            return replace(self, num_classes=0, mask_token=True)
+
+        def small(self) -> Any:
+            """Two blocks in the last two stages and one in the others, four units: an image of 64 pixels."""
+            return replace(self, img_size=64, patch_size=32, embed_dim=8, depths=(1, 1, 2, 2))
 
     STEM_STRIDE: ClassVar[int] = 4
     poolings: ClassVar[tuple[str, ...]] = ("avg",)
+    pretraining_parts: ClassVar[tuple[str, ...]] = ("mask_token",)
 
     stem: nn.Module
     stages: nn.ModuleList
@@ -98,6 +109,7 @@ class HierarchicalBackbone(Backbone):
         self.num_classes = config.num_classes
         self.num_prefix_tokens = 0
         self.pretrained_cfg = self.default_cfg = timm_cfg(config)
+        self.mask_token = nn.Parameter(torch.empty(1, self.widths[0], 1, 1).normal_(std=0.02)) if config.mask_token else None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -163,10 +175,7 @@ class HierarchicalBackbone(Backbone):
         causal: bool = False,
         taps: Collection[int] = (),
     ) -> Features:
-        """Features of the visible units, in scan order, of an image in which the masked ones are blank (0, the mean colour).
-
-        ``taps`` names stages, as ``feature_info`` does: their maps before downsampling, all positions row by row. There are no
-        prefix tokens.
+        """What :meth:`encode_dense` returns, at the visible units.
 
         Raises:
             UserError: if a causal encoder is asked for, or a tap names no stage.
@@ -175,22 +184,47 @@ class HierarchicalBackbone(Backbone):
             raise UserError(
                 f"{type(self).__name__} cannot encode causally: its convolutions look ahead; choose an objective that masks"
             )
+        dense = self.encode_dense(patches, mask, taps=taps)
+        return dense if mask is None else replace(dense, patches=take(dense.patches, mask.visible))
+
+    def encode_dense(self, patches: Patches, mask: Mask | None, *, taps: Collection[int] = ()) -> Features:
+        """Features of all units, in scan order, of an image in which the masked ones are blank (0, the mean colour).
+
+        Blank alone would not do: around the border of a masked unit the stem sees visible pixels. So its output there is
+        replaced as well, where the network has a learned vector for that (``mask_token``). What stands at masked units in the
+        end was computed from the visible ones. ``taps`` names stages, as ``feature_info`` does: their maps before
+        downsampling, all positions row by row. There are no prefix tokens.
+
+        Raises:
+            UserError: if a tap names no stage.
+        """
         if taps and not 0 <= min(taps) <= max(taps) < len(self.stages):
             raise UserError(f"taps must be stage numbers from 0 to {len(self.stages) - 1}, got {sorted(taps)}")
-        content = patches.content if mask is None else patches.content.masked_fill(mask.masked[..., None], 0)
         assert patches.grid is not None
+        content = patches.content if mask is None else patches.content.masked_fill(mask.masked[..., None], 0)
         images = assemble(content, patches.source, patches.grid, self.config.patch_size, self.config.in_chans)
-        maps = list(self._stage_maps(images))
+        maps = list(self._stage_maps(images, None if mask is None else self._behind_stem(mask, patches)))
         encoded = take(tokens_of(self.norm(maps[-1])), patches.source)
         return Features(
-            patches=encoded if mask is None else take(encoded, mask.visible),
+            patches=encoded,
             prefix=encoded[:, :0],
             taps={s: Tap(branch=tokens_of(maps[s]), stream=None) for s in taps},
         )
 
-    def _stage_maps(self, images: Float[Tensor, "B C height width"]) -> Iterator[Float[Tensor, "B _ rows columns"]]:
+    def _behind_stem(self, mask: Mask, patches: Patches) -> Bool[Tensor, "B 1 rows columns"]:
+        """Which positions of the stem's output belong to masked units."""
+        rows, columns = patches.grid or self.grid
+        units = put(mask.masked[..., None], patches.source, torch.empty_like(mask.masked[..., None]))
+        side = self.config.patch_size // self.STEM_STRIDE
+        return units.view(-1, 1, rows, columns).repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+    def _stage_maps(
+        self, images: Float[Tensor, "B C height width"], masked: Bool[Tensor, "B 1 rows columns"] | None = None
+    ) -> Iterator[Float[Tensor, "B _ _rows _columns"]]:
         """The map behind each stage, before it is downsampled."""
         x = self.stem(images)
+        if masked is not None and self.mask_token is not None:
+            x = torch.where(masked, self.mask_token.to(x.dtype), x)
         for stage in self.stages:
             mixed, x = stage(x)
             yield mixed
@@ -277,7 +311,7 @@ class HierarchicalBackbone(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Stem, blocks (one group each, or one per stage if ``coarse``); norm and head match nothing and come last."""
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.downsample", MATCH_PREV_GROUP)]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
+        return {"stem": r"^(stem|mask_token)", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self._stages():

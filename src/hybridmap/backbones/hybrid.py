@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -67,6 +67,13 @@ class HybridNet(SequenceBackbone):
 
         def encoder(self) -> HybridNet.Config:
             return replace(self, num_classes=0, num_registers=0, cls_reduce=1)
+
+        def small(self) -> Any:
+            """Four layers that resemble the layout: its first four where they hold all its kinds, else four taken evenly."""
+            layout = self.layout
+            first = layout[:4].ljust(4, layout[0])
+            four = first if set(first) == set(layout) else "".join(layout[i * len(layout) // 4] for i in range(4))
+            return replace(super().small(), layout=four, num_registers=min(self.num_registers, 2))
 
     config: HybridNet.Config
 

@@ -13,8 +13,8 @@ Source: MambaVision (arXiv:2407.08083), NVlabs/MambaVision:mambavision/models/ma
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,10 @@ class MambaVision(HierarchicalBackbone):
         """The same for stages 0 and 1."""
         init: Literal["keep_dt", "released"] = "keep_dt"
         """``keep_dt``: mixers keep Mamba's own initial step sizes. ``released``: as the official code does, quirks included."""
+
+        def small(self) -> Any:
+            """Windows as large as the maps, as at 224 pixels."""
+            return replace(super().small(), stem_dim=8, num_heads=(2, 4), window_size=(4, 2))
 
     config: MambaVision.Config
     first_conv: ClassVar[str] = "stem.0"

@@ -16,7 +16,8 @@ way, two and two in opposite directions (``bidirectional_pairs``),
 
 where both add h to r, so that the stream doubles at every pair; and rotary positions (``rope``), by which h (with
 ``rope_residual`` r, too) is turned before every layer or pair. A class token is never turned.
-Objectives build the network without class token and head, with patches side by side (:meth:`Vim.Config.encoder`).
+Objectives build the network without head, with patches side by side (:meth:`Vim.Config.encoder`), and without class token
+unless they compare images.
 Source: Vim (arXiv:2401.09417), hustvl/Vim:vim/models_mamba.py, vim/rope.py @ dd0358a.
 """
 
@@ -162,6 +163,12 @@ class Vim(SequenceBackbone):
 
         def encoder(self) -> Vim.Config:
             return replace(self, num_classes=0, class_token="none", pool="mean", stride=None)
+
+        def small(self) -> Any:
+            return replace(super().small(), stride=None if self.stride is None else 4)
+
+        def image_encoder(self) -> Vim.Config:
+            return replace(self.encoder(), class_token=self.class_token)
 
     config: Vim.Config
     fresh_parts = ("cls_",)

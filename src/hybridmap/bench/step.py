@@ -55,8 +55,10 @@ class Step:
         learner = build_learner(recipe, fresh=False).to(device)
         classes = getattr(recipe.learner, "num_classes", None)
         key = torch.arange(size, device=device)
-        images = torch.randn(size, len(data.mean), *data.image_size, device=device)  # type: ignore[attr-defined]
-        batch = Batch(inputs=images, key=key, labels=None if classes is None else key % classes)
+        shape = size, len(data.mean), *data.image_size  # type: ignore[attr-defined]
+        views = tuple(torch.randn(shape, device=device) for _ in range(data.views))  # type: ignore[attr-defined]
+        labels = None if classes is None else key % classes
+        batch = Batch(inputs=views[0], key=key, labels=labels, views=views if len(views) > 1 else None)
         return cls(learner, batch, recipe.optim.build(), precision=recipe.train.precision, device=device)
 
     def __call__(self) -> None:

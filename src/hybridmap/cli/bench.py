@@ -120,14 +120,13 @@ def bench_model(arguments: Sequence[str]) -> int:
     from hybridmap.backbones.names import find
     from hybridmap.bench.models import PEAKS, TIMED, Protocol, measure
     from hybridmap.bench.sheet import models_sheet
-    from hybridmap.recipes.smoke import small_backbone
 
     options = parse(ModelOptions, arguments, "bench model", "Backbones side by side: images per second and peak memory.")
     if not options.names:
         raise UserError("expected the names of models, such as hybridnet_tiny_patch16_224; hybridmap models lists them all")
     configs = {name: find(name) for name in options.names}
     if smoke():
-        configs = {name: small_backbone(config) for name, config in configs.items()}
+        configs = {name: config.small() for name, config in configs.items()}
         options = replace(options, batch=2, rounds=1)
     if options.img_size is not None:
         configs = {name: replace(config, img_size=options.img_size) for name, config in configs.items()}

@@ -34,6 +34,7 @@ ALIASES = {
     "--decoder-mask": "--learner.decoder-mask",
     "--region": "--learner.regions.type",
     "--order": "--learner.regions.order",
+    "--cl-flip": "--data.crop.flip",
     "--init": "--init-from",
 }
 """Short names for the settings that are varied most often, as the spec and the paper call them."""

@@ -181,26 +181,25 @@ def shrink(recipe: Recipe) -> Recipe:
     """The recipe at the smallest size, on its own images: what HYBRIDMAP_SMOKE=1 makes of any command."""
     from hybridmap.recipes.smoke import scale_down
 
-    little = scale_down(recipe)
+    little: Any = scale_down(recipe)
     learner: Any = recipe.learner
-    exams = {name: shrink_exam(exam) for name, exam in recipe.exams.items()}
+    size = little.learner.backbone.img_size
+    exams = {name: shrink_exam(exam, size) for name, exam in recipe.exams.items()}
     classes = {"num_classes": learner.num_classes} if hasattr(learner, "num_classes") else {}
-    return replace(little, learner=replace(little.learner, **classes), data=_small(recipe.data), exams=exams)
+    return replace(little, learner=replace(little.learner, **classes), data=_small(recipe.data, size), exams=exams)
 
 
-def shrink_exam(exam: Any) -> Any:
-    """An exam at the smallest size, on its own images."""
+def shrink_exam(exam: Any, size: int = 32) -> Any:
+    """An exam at the smallest size, on its own images in ``size`` pixels."""
     from hybridmap.recipes.smoke import small_exam
 
     kept = {f.name: getattr(exam, f.name) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)}
-    return replace(small_exam(exam), **{name: _small(data) for name, data in kept.items()})
+    return replace(small_exam(exam), **{name: _small(data, size) for name, data in kept.items()})
 
 
-def _small(data: Any) -> Any:
-    from hybridmap.recipes.smoke import SIZE
-
+def _small(data: Any, size: int) -> Any:
     few = {"per_source": 4} if isinstance(data, BundledPhotos.Config) else {}
-    return replace(data, size=SIZE, workers=0, **few)
+    return replace(data, size=size, workers=0, **few)
 
 
 def run_recipe(name: str, recipe: Recipe, options: RunOptions, command: str, arguments: Sequence[str]) -> Path:

@@ -110,4 +110,6 @@ def _backbone_config(about: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
     if not isinstance(config, Backbone.Config) or "backbone" in about:
         return config if isinstance(config, Backbone.Config) else None
     classes = weights.get("head.fc.bias")  # pretraining builds the encoder alone, classification a head of its own size
-    return config.encoder() if classes is None else replace(config, num_classes=len(classes))
+    if classes is not None:
+        return replace(config, num_classes=len(classes))
+    return config.image_encoder() if any(name.startswith("cls_") for name in weights) else config.encoder()

@@ -4,7 +4,8 @@
     indices, keys ─> samples() ─> Samples     a batch of them; files that cannot be read are replaced or left out, and named
 
 A data set holds no random state. The same (index, key) gives the same pixels in every process, which is why the number of
-loader workers cannot matter, and why a run continues from its step number alone.
+loader workers cannot matter, and why a run continues from its step number alone. For objectives that compare crops of one
+image, independent crops (views) of it follow from the same key.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from hybridmap.config import Config, Configurable
 from hybridmap.errors import UserError
+from hybridmap.hashing import hash_ints
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,6 +77,11 @@ class Samples:
         )
 
 
+def key_of_view(key: int, view: int | None) -> int:
+    """The key that decides about one of several independent crops; without ``view`` the sample's own."""
+    return key if view is None else hash_ints(key, view)
+
+
 class Dataset(Configurable):
     """A finite, ordered set of images. Concrete classes say how many there are and make one of them."""
 
@@ -90,12 +97,16 @@ class Dataset(Configurable):
         """Mean per channel that is subtracted, where white is 1."""
         std: tuple[float, ...] = IMAGENET_STD
         """Standard deviation per channel that is divided by, where white is 1."""
+        views: int = 1
+        """Independent crops of each image in a training batch; two for contrastive objectives."""
 
         def __post_init__(self) -> None:
             if min(self.image_size) < 1:
                 raise UserError(f"data.size must be at least 1 pixel, got {self.size}")
             if self.workers < 0:
                 raise UserError(f"data.workers must be 0 or more, got {self.workers}")
+            if self.views < 1:
+                raise UserError(f"data.views must be at least 1, got {self.views}")
             if len(self.mean) != len(self.std):
                 raise UserError(f"data.mean and data.std need one number per channel, got {self.mean} and {self.std}")
             if min(self.std) <= 0:
@@ -121,12 +132,15 @@ class Dataset(Configurable):
             UnreadableImage: if the file cannot be read.
         """
 
-    def samples(self, indices: Sequence[int], keys: Sequence[int], *, substitute: bool = True) -> Samples:
+    def samples(
+        self, indices: Sequence[int], keys: Sequence[int], *, view: int | None = None, substitute: bool = True
+    ) -> Samples:
         """A batch of images, each tried twice before it is given up.
 
         What cannot be read is replaced by the next image in the set's order that can, cropped by the same key; with
         ``substitute=False`` (evaluation) it is left out instead, and the batch is smaller. Either way it is reported in
-        ``skipped``. The choice depends on the files alone, not on who asks.
+        ``skipped``. The choice depends on the files alone, not on who asks. ``view`` names one of any number of independent
+        crops; without it a sample is cropped as its own key says.
 
         Raises:
             UserError: if ``on_error`` is "fail" and an image cannot be read, or if none can.
@@ -134,7 +148,7 @@ class Dataset(Configurable):
         skipped: dict[str, str] = {}
         found, kept_keys = [], []
         for index, key in zip(indices, keys, strict=True):
-            sample = self._first_readable(index, key, len(self) if substitute else 1, skipped)
+            sample = self._first_readable(index, key_of_view(key, view), len(self) if substitute else 1, skipped)
             if sample is not None:
                 found.append(sample)
                 kept_keys.append(key)

@@ -5,6 +5,9 @@
 The question is honest because no pixel is in both sets, crops are grey (colour would give the answer away) and of equal mean
 and variance (so would brightness and contrast). Nearest neighbours on raw pixels are right about one time in four. The pictures
 are found beside the installed packages and read as files; the packages are not imported and nothing is fetched.
+
+An image of this set is a crop, not a picture: views of it are cut out of that crop. Two crops from anywhere in one picture
+would tell a contrastive objective which picture they are from, and that is the label.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridmap.data.base import Dataset, Sample, Samples
+from hybridmap.data.base import Dataset, Sample, Samples, key_of_view
+from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.errors import UserError
-from hybridmap.hashing import uniform
+from hybridmap.hashing import uniform, uniform_int
 
 SOURCES = (
     "skimage/data/astronaut.png",
@@ -52,6 +56,8 @@ _STREAM = 0x63726F70
 """The hash stream that places the crops."""
 _FLAT = 2.0
 """Standard deviation, in grey levels of 255, below which a crop counts as empty and is not amplified to full contrast."""
+_VIEW = RandomResizedCrop.Config(scale=(0.2, 1.0)).build()
+"""Which part of a crop a view shows: as MoCo v2 (arXiv:2003.04297) cuts its images."""
 
 
 def bundled_files() -> tuple[Path, ...]:
@@ -137,7 +143,9 @@ class BundledPhotos(Dataset):
         one = self.samples([index], [key])
         return Sample(image=one.images[0], label=int(one.labels[0]), path=one.paths[0])
 
-    def samples(self, indices: Sequence[int], keys: Sequence[int], *, substitute: bool = True) -> Samples:
+    def samples(
+        self, indices: Sequence[int], keys: Sequence[int], *, view: int | None = None, substitute: bool = True
+    ) -> Samples:
         """A batch of crops (B, C, height, width), one C for each number of ``mean``: float32, mean 0, deviation ``contrast``.
 
         Nothing here can be unreadable.
@@ -150,11 +158,15 @@ class BundledPhotos(Dataset):
         crops = torch.empty(len(labels), 1, height, width)
         paths = []
         low, high = config.scale
-        for slot, label, (u_size, u_row, u_column, u_flip) in zip(crops, labels, draws, strict=True):
+        for slot, label, key, (u_size, u_row, u_column, u_flip) in zip(crops, labels, keys, draws, strict=True):
             half = self._halves[names[label]]
             rows = min(low * (high / low) ** u_size, half.shape[0], half.shape[1] * height / width)
             h, w = max(1, int(rows)), max(1, int(rows * width / height))
             top, left = int((half.shape[0] - h + 1) * u_row), int((half.shape[1] - w + 1) * u_column)
+            if view is not None:
+                own = key_of_view(key, view)
+                down, across, h, w = _VIEW.box((h, w), own)
+                top, left, u_flip = top + down, left + across, uniform_int(own, _STREAM)
             window = half[None, None, top : top + h, left : left + w]
             crop = F.interpolate(window, (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
             slot.copy_(crop.flip(-1) if config.flip and u_flip < 0.5 else crop)

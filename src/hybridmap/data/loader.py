@@ -5,7 +5,7 @@
 
 An endless stream of positions: epochs follow each other without a gap, and no batch is cut short. Since everything follows from
 the position, a loader has no state to save: it continues at ``start_step``, and any split into processes, micro-steps and
-workers sees the same samples.
+workers sees the same samples. Where the data are asked for several views, each micro-batch is asked for as often.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -47,13 +47,20 @@ def permutation(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]
     return generator.permutation(length)
 
 
+Request = tuple[list[int], list[int], int | None, bool]
+"""(indices, keys, view, substitute): what a worker is asked for."""
+
+
 class _Requests:
-    """The micro-batches of one process in order, each as (indices, keys, substitute): what the workers are asked for."""
+    """The micro-batches of one process in order, each view of them on its own."""
 
-    def __init__(self, length: int, seed: int, starts: range, micro: int, stride: int, count: int) -> None:
+    def __init__(
+        self, length: int, seed: int, starts: range, micro: int, stride: int, count: int, views: Sequence[int | None]
+    ) -> None:
         self.length, self.seed, self.starts, self.micro, self.stride, self.count = length, seed, starts, micro, stride, count
+        self.views = views
 
-    def __iter__(self) -> Iterator[tuple[list[int], list[int], bool]]:
+    def __iter__(self) -> Iterator[Request]:
         for start in self.starts:
             for first in range(start, start + self.stride * self.count, self.stride):
                 indices, keys = [], []
@@ -61,10 +68,11 @@ class _Requests:
                     epoch, place = divmod(position, self.length)
                     indices.append(int(permutation(self.seed, epoch, self.length)[place]))
                     keys.append(hash_ints(self.seed, epoch, place))
-                yield indices, keys, True
+                for view in self.views:
+                    yield indices, keys, view, True
 
     def __len__(self) -> int:
-        return len(self.starts) * self.count
+        return len(self.starts) * self.count * len(self.views)
 
 
 class _Worker(TorchDataset):
@@ -73,10 +81,10 @@ class _Worker(TorchDataset):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, request: tuple[list[int], list[int], bool]) -> Samples | UserError:
-        indices, keys, substitute = request
+    def __getitem__(self, request: Request) -> Samples | UserError:
+        indices, keys, view, substitute = request
         try:
-            return self.dataset.samples(indices, keys, substitute=substitute)
+            return self.dataset.samples(indices, keys, view=view, substitute=substitute)
         except UserError as error:
             return error
 
@@ -207,31 +215,38 @@ class Loader:
         micro = self.batch_size // (self.accumulate * self.world)
         offset = self.rank * micro
         starts = range(self.start_step * self.batch_size + offset, self.steps * self.batch_size + offset, self.batch_size)
-        return _Requests(len(self.dataset), self.seed, starts, micro, self.batch_size // self.accumulate, self.accumulate)
+        stride = self.batch_size // self.accumulate
+        return _Requests(len(self.dataset), self.seed, starts, micro, stride, self.accumulate, self._views())
+
+    def _views(self) -> Sequence[int | None]:
+        """What each micro-batch is asked for: the samples themselves, or so many independent crops of them."""
+        views = self.dataset.config.views
+        return (None,) if views == 1 else range(views)
 
     def _micro_batches(self, served: Iterator[Samples], step_key: int) -> Iterator[Batch]:
         for _ in range(self.accumulate):
             began = time.perf_counter()
-            samples = next(served)
-            batch = self._batch(samples, step_key)
+            views = [next(served) for _ in self._views()]
+            batch = self._batch(views, step_key)
             self.wait_s += time.perf_counter() - began
-            self._count(samples)
+            self._count(views)
             yield batch
 
-    def _batch(self, samples: Samples, step_key: int) -> Batch:
-        config = self.dataset.config
-        images = samples.images.to(self.device, non_blocking=True)
-        labels = samples.labels.to(self.device, non_blocking=True) if self.dataset.classes else None
+    def _batch(self, views: Sequence[Samples], step_key: int) -> Batch:
+        config, first = self.dataset.config, views[0]
+        images = [normalise(view.images.to(self.device, non_blocking=True), config.mean, config.std) for view in views]
+        labels = first.labels.to(self.device, non_blocking=True) if self.dataset.classes else None
         return Batch(
-            inputs=normalise(images, config.mean, config.std),
-            key=samples.keys.to(self.device, non_blocking=True),
+            inputs=images[0],
+            key=first.keys.to(self.device, non_blocking=True),
             step_key=step_key,
             labels=labels,
+            views=tuple(images) if len(images) > 1 else None,
         )
 
-    def _count(self, samples: Samples) -> None:
-        self._seen += len(samples.paths) * self.world
-        for path, reason in samples.skipped.items():
+    def _count(self, views: Sequence[Samples]) -> None:
+        self._seen += len(views[0].paths) * self.world
+        for path, reason in (found for view in views for found in view.skipped.items()):
             if path not in self.skipped:
                 self.skipped[path] = reason
                 log.warning("cannot read %s (%s); another image stands in for it", path, reason)
@@ -273,7 +288,7 @@ def each(
     """
     device = torch.device(device)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
-    requests = [(list(indices), [hash_ints(seed, i) for i in indices], False) for indices in batches]
+    requests = [(list(indices), [hash_ints(seed, i) for i in indices], None, False) for indices in batches]
     skipped = {} if skipped is None else skipped
     delivered = 0
     for samples in _serve(dataset, requests, dataset.config.workers if workers is None else workers, device):

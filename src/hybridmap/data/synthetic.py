@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridmap.data.base import Dataset, Sample, Samples
+from hybridmap.data.base import Dataset, Sample, Samples, key_of_view
 from hybridmap.errors import UserError
 from hybridmap.hashing import uniform
 
@@ -21,7 +21,10 @@ _STREAM = 0x67726174
 
 
 class Synthetic(Dataset):
-    """``length`` images (3, height, width), about mean 0 and variance 1, each a function of its label and key alone."""
+    """``length`` images (3, height, width), about mean 0 and variance 1, each a function of its label and key alone.
+
+    Views of an image are other gratings of its class.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Dataset.Config):
@@ -52,12 +55,15 @@ class Synthetic(Dataset):
         one = self.samples([index], [key])
         return Sample(image=one.images[0], label=int(one.labels[0]), path=one.paths[0])
 
-    def samples(self, indices: Sequence[int], keys: Sequence[int], *, substitute: bool = True) -> Samples:
+    def samples(
+        self, indices: Sequence[int], keys: Sequence[int], *, view: int | None = None, substitute: bool = True
+    ) -> Samples:
         """A batch of gratings (B, C, height, width), C as many as ``mean`` has, at most 3. Nothing here can be unreadable."""
         height, width = self.config.image_size
         key_tensor = torch.tensor(keys, dtype=torch.int64)
         labels = torch.tensor(indices, dtype=torch.int64) % self.config.num_classes
-        images = self._gratings(labels, key_tensor, height, width)
+        drawn = torch.tensor([key_of_view(key, view) for key in keys], dtype=torch.int64)
+        images = self._gratings(labels, drawn, height, width)
         return Samples(images=images, labels=labels, paths=tuple(f"synthetic:{i}" for i in indices), keys=key_tensor)
 
     def _gratings(self, labels: Tensor, keys: Tensor, height: int, width: int) -> Tensor:

@@ -17,7 +17,8 @@ Source: ARM (arXiv:2406.07537), OliverRensu/ARM:models_pretrain.py @ 996d93e.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,10 +58,14 @@ class ARMDecoder(QueryDecoder):
         num_heads: int = 8
         """Attention heads; must divide the width."""
 
+        def small(self) -> Any:
+            """Two blocks, since they attend to different outputs."""
+            return replace(super().small(), depth=2)
+
     config: ARMDecoder.Config
 
     def __init__(
-        self, config: ARMDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int, encoder_depth: int
+        self, config: ARMDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int | None, encoder_depth: int
     ) -> None:
         super().__init__(config, embed_dim=embed_dim, grid=grid, patch_values=patch_values)
         self.reads = read_layers(encoder_depth, config.depth)[:-1]

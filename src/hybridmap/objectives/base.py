@@ -1,8 +1,14 @@
-"""What every pretraining objective promises: a learner around a backbone, whose random choices can also be made by hand."""
+"""What every pretraining objective promises: a learner around a backbone, which is what transfers.
+
+Objective              forward(batch) -> Loss; takes over weights; numbers its layers
+  PatchObjective       the same, by predicting patches: draw a mask, step under it, predict; the mask can also be hand-made
+  MoCo                 the same, by comparing images
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +22,7 @@ from hybridmap.backbones.sequence import sides
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
 from hybridmap.layers.pos_embed import on_grid
+from hybridmap.layers.running import measured_anew, running_norms
 from hybridmap.types import Batch, InitReport, Loss, Mask, Patches
 
 _BACKBONE = "backbone."
@@ -25,7 +32,7 @@ _LEFT_OUT = ("registers.", "cls_", "head.")
 
 
 class Objective(nn.Module, Configurable):
-    """Abstract. A concrete objective sets ``backbone``, which is what transfers, and implements the three methods below."""
+    """Abstract. A concrete objective sets ``backbone``, which is what transfers, and implements :meth:`forward`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(configuration.Config):
@@ -34,35 +41,28 @@ class Objective(nn.Module, Configurable):
         backbone: Backbone.Config
         """The network to be pretrained; it is built without registers, neck and classifier."""
 
+        def __post_init__(self) -> None:
+            wanted = configuration.field_types(type(self))["backbone"]
+            if not isinstance(self.backbone, wanted):
+                ours, theirs, given = (c.owner.__name__ for c in (type(self), wanted, type(self.backbone)))
+                raise UserError(
+                    f"{ours} pretrains networks of the kind {theirs} only, got {given}; choose another objective or another "
+                    "backbone"
+                )
+
     config: Any
     backbone: Any
     """The encoder, a :class:`hybridmap.backbones.base.Backbone`."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, encoder: Backbone.Config) -> None:
+        """Build ``encoder``, the part of ``config.backbone`` that the objective trains."""
         nn.Module.__init__(self)
         self.config = config
-        self.backbone = config.backbone.encoder().build()
+        self.backbone = encoder.build()
 
-    def usual_patches(self) -> Patches:
-        """Those of one blank image of the configured size, on the host: to count and to refuse before the first step."""
-        backbone = self.config.backbone
-        return self.backbone.partition(torch.zeros(1, backbone.in_chans, *sides(backbone.img_size), device="cpu"))
-
+    @abstractmethod
     def forward(self, batch: Batch) -> Loss:
-        patches = self.backbone.partition(batch.inputs)
-        return self.step(patches, self.draw(patches, batch), batch.key)
-
-    @abstractmethod
-    def draw(self, patches: Patches, batch: Batch) -> Mask:
-        """Decide what is masked: a function of the batch's keys."""
-
-    @abstractmethod
-    def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
-        """The loss under a given mask. Public: a recorded or hand-made mask goes in here, and this is what gets compiled."""
-
-    @abstractmethod
-    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
-        """What the objective says about every patch, on the target's scale, by position in the scan."""
+        """The loss of a batch."""
 
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> depth for layer-wise learning rates; everything beside the backbone counts as behind it."""
@@ -74,11 +74,26 @@ class Objective(nn.Module, Configurable):
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.set_grad_checkpointing(enable)
 
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Batch]) -> None:
+        """Measure the backbone's running statistics anew on whole inputs, since it was trained on inputs with blank parts.
+
+        They depend on the weights and on ``batches`` alone. Without such statistics, no batch is asked for.
+        """
+        norms, training = running_norms(self.backbone), self.training
+        if not norms:
+            return
+        self.eval()
+        with measured_anew(norms):
+            for batch in batches:
+                self.backbone.encode_visible(self.backbone.partition(batch.inputs), None)
+        self.train(training)
+
     def initialise(self, weights: dict[str, Tensor]) -> InitReport:
         """Continue from weights of such an objective, of a fine-tuned network, or of a bare backbone, by our names.
 
         The backbone is taken over whole, with learned positions resampled where the grids differ. What stands beside it (a
-        decoder) is taken over whole or starts fresh.
+        decoder, a projector) is taken over whole or starts fresh.
 
         Raises:
             UserError: if the weights are of another backbone.
@@ -111,7 +126,9 @@ class Objective(nn.Module, Configurable):
         return given if given.shape == own.shape else f"it is {tuple(given.shape)} in the weights and {tuple(own.shape)} here"
 
     def _check_backbone(self, fresh: dict[str, str], surplus: set[str]) -> None:
+        own = tuple(_BACKBONE + part for part in self.backbone.pretraining_parts)
         misfits = [(name, reason) for name, reason in fresh.items() if name.startswith(_BACKBONE) and reason != _FIXED]
+        misfits = [(name, reason) for name, reason in misfits if not name.startswith(own)]
         misfits += [(name, "the network has no such part") for name in sorted(surplus)]
         if misfits:
             name, reason = misfits[0]
@@ -119,6 +136,34 @@ class Objective(nn.Module, Configurable):
                 f"the weights are of another backbone ({name.removeprefix(_BACKBONE)}: {reason}; {len(misfits)} such tensors);"
                 " choose a recipe of the same family, layout and size"
             )
+
+
+class PatchObjective(Objective):
+    """Abstract. An objective that predicts patches; what it draws can also be made by hand."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config, config.backbone.masked_encoder())
+
+    def usual_patches(self) -> Patches:
+        """Those of one blank image of the configured size, on the host: to count and to refuse before the first step."""
+        backbone = self.config.backbone
+        return self.backbone.partition(torch.zeros(1, backbone.in_chans, *sides(backbone.img_size), device="cpu"))
+
+    def forward(self, batch: Batch) -> Loss:
+        patches = self.backbone.partition(batch.inputs)
+        return self.step(patches, self.draw(patches, batch), batch.key)
+
+    @abstractmethod
+    def draw(self, patches: Patches, batch: Batch) -> Mask:
+        """Decide what is masked: a function of the batch's keys."""
+
+    @abstractmethod
+    def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
+        """The loss under a given mask. Public: a recorded or hand-made mask goes in here, and this is what gets compiled."""
+
+    @abstractmethod
+    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
+        """What the objective says about every patch, on the target's scale, by position in the scan."""
 
 
 def _own_name(name: str, wrapped: bool) -> str:

@@ -17,7 +17,7 @@ and queries do not see one another.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,14 +50,19 @@ class Decoder(nn.Module, Configurable):
         mlp_ratio: float = 4.0
         """Hidden width of the MLP over ``width``."""
 
+        def small(self) -> Any:
+            """One block of width 32."""
+            return replace(self, width=32, depth=1, num_heads=2)
+
     config: Any
     layers: nn.ModuleList
     pos_embed: nn.Parameter
     eps = 1e-5
     """Of all norms."""
 
-    def __init__(self, config: Any, *, embed_dim: int, grid: tuple[int, int], patch_values: int) -> None:
-        """``embed_dim`` is the encoder's width, ``grid`` the rows and columns of the stored positions, ``patch_values`` P."""
+    def __init__(self, config: Any, *, embed_dim: int, grid: tuple[int, int], patch_values: int | None) -> None:
+        """``embed_dim`` is the encoder's width, ``grid`` the rows and columns of the stored positions, ``patch_values`` P; with
+        None the normed state is returned as it is, for targets that read it (:attr:`Target.of_state`)."""
         nn.Module.__init__(self)
         self.config = config
         for name in ("width", "depth"):
@@ -67,7 +72,7 @@ class Decoder(nn.Module, Configurable):
         self.embed = nn.Linear(embed_dim, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.norm = nn.LayerNorm(config.width, self.eps)
-        self.pred = nn.Linear(config.width, patch_values)
+        self.pred = nn.Identity() if patch_values is None else nn.Linear(config.width, patch_values)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -100,8 +105,8 @@ class InPlaceDecoder(Decoder):
     @abstractmethod
     def forward(
         self, features: Features, mask: Mask, patches: Patches, allowed: Bool[Tensor, "#B 1 N N"] | None
-    ) -> Float[Tensor, "B N P"]:
-        """Predict the values of all patches, by position in the scan. ``allowed``: who may look at whom, None = all at all."""
+    ) -> Float[Tensor, "B N O"]:
+        """Predict values (or states) of all patches, by position in the scan. ``allowed``: who may look at whom, None = all."""
 
     def place(self, seen: Float[Tensor, "B V W"], mask: Mask, patches: Patches) -> Float[Tensor, "B N W"]:
         """Embedded visible tokens in their places, mask tokens elsewhere, positions (resampled to the patches' grid) added."""
@@ -120,7 +125,7 @@ class MAPDecoder(InPlaceDecoder):
     class Config(InPlaceDecoder.Config):
         """192 x 4, 16 heads: the same for encoders of every size."""
 
-    def __init__(self, config: MAPDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int) -> None:
+    def __init__(self, config: MAPDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int | None) -> None:
         super().__init__(config, embed_dim=embed_dim, grid=grid, patch_values=patch_values)
         self.layers = self._cross_blocks()
         self._initialise()
@@ -154,7 +159,7 @@ class MAEDecoder(InPlaceDecoder):
     config: MAEDecoder.Config
     eps = 1e-6
 
-    def __init__(self, config: MAEDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int) -> None:
+    def __init__(self, config: MAEDecoder.Config, *, embed_dim: int, grid: tuple[int, int], patch_values: int | None) -> None:
         super().__init__(config, embed_dim=embed_dim, grid=grid, patch_values=patch_values)
         blocks = (TransformerBlock(config.width, config.num_heads, config.mlp_ratio, eps=self.eps) for _ in range(config.depth))
         self.layers = nn.ModuleList(blocks)

@@ -27,12 +27,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.errors import UserError
 from hybridmap.layers.mamba import freeze_backward
-from hybridmap.objectives.base import Objective
+from hybridmap.objectives.base import PatchObjective
 from hybridmap.objectives.decoder import InPlaceDecoder, MAPDecoder
 from hybridmap.objectives.targets import Pixels, Target
 from hybridmap.tokens.masking import Masking, Random
@@ -40,11 +42,11 @@ from hybridmap.tokens.regions import DecoderMask, Regions, Rows, check_follows, 
 from hybridmap.types import Batch, Loss, Mask, Patches
 
 
-class MAP(Objective):
+class MAP(PatchObjective):
     """The objective of this project; see the table above for its settings."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(PatchObjective.Config):
         masking: Masking.Config = field(default_factory=Random.Config)
         """What is hidden from the encoder."""
         regions: Regions.Config = field(default_factory=Rows.Config)
@@ -60,6 +62,9 @@ class MAP(Objective):
         nothing of visible patches of later ones. Scans backwards are left out; inside a region no patch sees a later one."""
         loss_on: Literal["masked", "all"] = "masked"
         """Patches whose prediction counts. ``all`` is our reading of the paper's row with a mask ratio of 0."""
+        keep_masked_features: bool = False
+        """Give the decoder what a backbone that encodes whole images (MambaVision, VMamba) computed at masked units too,
+        instead of its mask token. They hold a mixture of the whole image, so that ``decoder_mask`` then restricts little."""
 
     config: MAP.Config
 
@@ -71,12 +76,27 @@ class MAP(Objective):
             raise UserError(f"loss_on must be masked or all, got {config.loss_on!r}")
         if config.encoder_causal not in ("none", "region"):
             raise UserError(f"encoder_causal must be none or region, got {config.encoder_causal!r}")
+        dense = isinstance(self.backbone, HierarchicalBackbone)
+        if config.keep_masked_features and not dense:
+            raise UserError(
+                f"keep_masked_features needs a backbone that encodes whole images, such as MambaVision, and "
+                f"{type(self.backbone).__name__} never sees masked patches; leave it False"
+            )
+        if config.encoder_causal == "region" and dense:
+            raise UserError(
+                f"{type(self.backbone).__name__} cannot read an image one way, since its convolutions look ahead; leave "
+                "encoder_causal at none"
+            )
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
-        self.target: Target = config.target.build()
         patch_values = config.backbone.patch_size**2 * config.backbone.in_chans
+        self.target: Target = config.target.build(
+            width=config.decoder.width, grid=self.backbone.grid, patch_values=patch_values
+        )
         self.decoder: InPlaceDecoder = config.decoder.build(
-            embed_dim=self.backbone.embed_dim, grid=self.backbone.grid, patch_values=patch_values
+            embed_dim=self.backbone.embed_dim,
+            grid=self.backbone.grid,
+            patch_values=None if self.target.of_state else patch_values,
         )
         if config.loss_on == "masked" and self.masking.hides_nothing:
             raise UserError(
@@ -91,12 +111,22 @@ class MAP(Objective):
         return self.masking(patches, ranks, sizes, batch.key, batch.step_key)
 
     def step(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Loss:
-        pred = self.predict(patches, mask)
+        pred = self.decode(patches, mask)
         return Loss(total=self.target.loss(pred, patches, mask if self.config.loss_on == "masked" else None, key))
 
-    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
-        seen = self.backbone.encode_visible(patches, mask, causal=self.config.encoder_causal == "region")
-        return self.decoder(seen, mask, patches, self.allowed(patches, mask))
+    def predict(self, patches: Patches, mask: Mask, key: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B N P"]:
+        """``key`` names the samples where a prediction is drawn, as :class:`hybridmap.objectives.targets.Diffusion` does."""
+        return self.target.values_of(self.decode(patches, mask), patches, key)
+
+    def decode(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N O"]:
+        """What the decoder returns for every patch, by position in the scan: values, or the state that the target reads."""
+        allowed = self.allowed(patches, mask)
+        if not self.config.keep_masked_features:
+            seen = self.backbone.encode_visible(patches, mask, causal=self.config.encoder_causal == "region")
+            return self.decoder(seen, mask, patches, allowed)
+        every = torch.arange(patches.source.shape[1], device=patches.source.device).expand_as(patches.source)
+        nothing_masked = Mask(masked=torch.zeros_like(mask.masked), visible=every)
+        return self.decoder(self.backbone.encode_dense(patches, mask), nothing_masked, patches, allowed)
 
     def allowed(self, patches: Patches, mask: Mask | None = None) -> Bool[Tensor, "#B 1 N N"] | None:
         """Who may look at whom in the decoder; None where everybody may look at everybody."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.errors import UserError
 from hybridmap.layers.mamba import freeze_backward
-from hybridmap.objectives.base import Objective
+from hybridmap.objectives.base import PatchObjective
 from hybridmap.objectives.decoder import MAPQueryDecoder, QueryDecoder
 from hybridmap.objectives.targets import Pixels, Target
 from hybridmap.tokens.masking import small_count
@@ -41,14 +41,14 @@ from hybridmap.tokens.regions import Regions, Rows, check_follows, earlier, pred
 from hybridmap.types import Batch, Loss, Mask, Patches
 
 
-class FromEarlier(Objective):
+class FromEarlier(PatchObjective):
     """Abstract. A concrete objective says in which units it counts: :meth:`ranks`, ``by`` and :meth:`ends`.
 
     Directions of scan that are not used are frozen: they keep their initial values for fine-tuning.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Objective.Config):
+    class Config(PatchObjective.Config):
         backbone: SequenceBackbone.Config
         """The network to be pretrained; its layers scan forward only, and its attention looks back only."""
         regions: Regions.Config = field(default_factory=Rows.Config)
@@ -147,7 +147,7 @@ class Shift(FromEarlier):
 
         def small(self) -> Any:
             """For images of 16 patches instead of 196."""
-            return replace(self, count=small_count(self.count))
+            return replace(super().small(), count=small_count(self.count))
 
     config: Shift.Config
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
-from hybridmap.backbones.vim import Vim
-from hybridmap.backbones.vit import ViT
 from hybridmap.config import Config
 from hybridmap.data.base import Dataset
 from hybridmap.data.folder import ImageFolder
@@ -16,7 +13,6 @@ from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
-from hybridmap.objectives.shift import FromEarlier, Shift
 from hybridmap.tasks.classification import Classification
 from hybridmap.tasks.linear_probe import LinearProbe
 from hybridmap.train.optim import AdamW
@@ -52,23 +48,19 @@ def map_smoke() -> Recipe:
 
 
 def scale_down(recipe: Recipe) -> Recipe:
-    """The same recipe at the smallest size: 4 layers, width 32, 32-pixel synthetic images, two steps of four.
+    """The same recipe at the smallest size: a small learner (:meth:`Config.small`), synthetic images, two steps of four.
 
     What is under study stays (objective, masks, optimiser, schedule, exams); only sizes, data and duration change.
     """
-    learner: Any = recipe.learner.small() if isinstance(recipe.learner, Shift.Config) else recipe.learner
-    changes: dict[str, Any] = {"backbone": small_backbone(learner.backbone)}
+    learner: Any = recipe.learner.small()
     if isinstance(learner, Classification.Config):
-        changes["num_classes"] = CLASSES
-    if isinstance(learner, MAP.Config):
-        changes["masking"] = learner.masking.small()
-    if isinstance(learner, MAP.Config | FromEarlier.Config):
-        changes["decoder"] = replace(learner.decoder, width=32, depth=1, num_heads=2)  # type: ignore[call-arg]
+        learner = replace(learner, num_classes=CLASSES)
+    size = learner.backbone.img_size
     return replace(
         recipe,
-        learner=replace(learner, **changes),
-        data=_small_data(recipe.data),
-        exams={name: small_exam(exam) for name, exam in recipe.exams.items()},
+        learner=learner,
+        data=_small_data(recipe.data, size),
+        exams={name: small_exam(exam, size) for name, exam in recipe.exams.items()},
         train=replace(
             recipe.train,
             steps=2,
@@ -83,33 +75,17 @@ def scale_down(recipe: Recipe) -> Recipe:
     )
 
 
-def small_exam(exam: Config) -> Config:
-    """An exam on a few synthetic images."""
+def small_exam(exam: Config, size: int = SIZE) -> Config:
+    """An exam on a few synthetic images of ``size`` pixels."""
     data = {
-        f.name: _small_data(getattr(exam, f.name)) for f in fields(exam) if isinstance(getattr(exam, f.name), Dataset.Config)
+        f.name: _small_data(getattr(exam, f.name), size)
+        for f in fields(exam)
+        if isinstance(getattr(exam, f.name), Dataset.Config)
     }
     quick = {"epochs": 2, "warmup_epochs": 1.0} if isinstance(exam, LinearProbe.Config) else {}
     return replace(exam, **data, **quick)
 
 
-def _small_data(data: Any) -> Config:
-    return Synthetic.Config(size=SIZE, length=16, num_classes=CLASSES, mean=data.mean, std=data.std)
-
-
-def small_backbone(backbone: Backbone.Config) -> Backbone.Config:
-    small: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "num_heads": 2}
-    if isinstance(backbone, ViT.Config):
-        return replace(backbone, **small, depth=4)
-    if isinstance(backbone, Vim.Config):
-        return replace(backbone, img_size=SIZE, patch_size=8, embed_dim=32, depth=4)
-    if isinstance(backbone, HybridNet.Config):
-        registers = min(backbone.num_registers, 2)
-        return replace(backbone, **small, layout=_four_of(backbone.layout), num_registers=registers)
-    return replace(backbone, img_size=SIZE)
-
-
-def _four_of(layout: str) -> str:
-    """Four layers that resemble a layout: its first four where they hold all its kinds, else four taken evenly from it."""
-    if set(layout[:4]) == set(layout):
-        return layout[:4].ljust(4, layout[0])
-    return "".join(layout[i * len(layout) // 4] for i in range(4))
+def _small_data(data: Any, size: int) -> Config:
+    views = getattr(data, "views", 1)
+    return Synthetic.Config(size=size, length=16, num_classes=CLASSES, mean=data.mean, std=data.std, views=views)

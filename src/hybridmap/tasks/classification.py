@@ -116,7 +116,8 @@ class Classification(nn.Module, Configurable):
         for name in given.keys() - taken.keys():
             original = name if name in weights else f"backbone.{name}"
             dropped[original] = fresh.get(f"backbone.{name}", "this network has no such part")
-        lost = sorted(name for name in given.keys() - own.keys() if not name.startswith((*_UNTRAINED, "cls_")))
+        allowed = (*_UNTRAINED, "cls_", *self.backbone.pretraining_parts)
+        lost = sorted(name for name in given.keys() - own.keys() if not name.startswith(allowed))
         if lost:
             raise UserError(
                 f"the weights are of another network: they hold {lost[0]} ({len(lost)} tensors in all), which the network to "

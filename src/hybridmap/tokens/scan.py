@@ -46,9 +46,9 @@ def order(scan: str, grid: tuple[int, int], device: torch.device | None = None) 
         return raster.view(rows, columns).T.flatten()
     found = _CLUSTER.fullmatch(scan)
     if found and (size := int(found[1])) > 0:
-        image, starts = raster.view(rows, columns), (range(0, rows, size), range(0, columns, size))
-        corners = [(r, c) for c in starts[1] for r in starts[0]] if found[2] else [(r, c) for r in starts[0] for c in starts[1]]
-        return torch.cat([image[r : r + size, c : c + size].flatten() for r, c in corners])
+        image, down, across = raster.view(rows, columns), range(0, rows, size), range(0, columns, size)
+        starts = [(r, c) for c in across for r in down] if found[2] else [(r, c) for r in down for c in across]
+        return torch.cat([image[r : r + size, c : c + size].flatten() for r, c in starts])
     raise UserError(f"scan must be cluster(k), cluster(k, column), k patches to a side, row or column, got {scan!r}")
 
 

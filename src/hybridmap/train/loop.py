@@ -35,6 +35,8 @@ log = logging.getLogger("hybridmap.train")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PATIENCE = {"fp32": 3, "bf16": 3, "fp16": 20}
 """Non-finite steps in a row before the run goes back; in fp16 the first ones only mean that the loss is scaled too far up."""
+_CLEAN_PASSES = 200
+"""Batches over which a learner settles before it is used (fewer, where the run had fewer)."""
 _LEAST_LR_SCALE = 2.0**-6
 """A run that would reduce its learning rate further than this has another problem."""
 
@@ -118,6 +120,14 @@ def train(
             with torch.autocast(world.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
                 return model(batch)
 
+        def clean_batches() -> Iterator[Batch]:
+            """Batches of the run's beginning, in portions as large as those of a step but all of them in this process."""
+            accumulate = config.accumulate * world.size
+            few = min(steps, math.ceil(_CLEAN_PASSES / accumulate))
+            place = {"rank": 0, "world": 1, "seed": seed, "device": world.device}
+            for portions in loader(recipe.data, batch_size=config.batch_size, accumulate=accumulate, steps=few, **place):
+                yield from portions
+
         # ------------------------------------------------------------------------------------------------------------ resume
         if resuming:
             _restore(state, run, world)
@@ -163,7 +173,7 @@ def train(
 
             # once in a while: examine, write down, save, stop
             if exam_due:
-                state.results = _examine(recipe, state, world)
+                state.results = _examine(recipe, state, world, clean_batches)
                 examined_at = state.step
             if record is not None:
                 told.write(record | (state.results if exam_due else {}))
@@ -216,6 +226,7 @@ def train(
         weights = state.weights(keep=world.is_main)
         world.on_main(lambda: run.note_skipped(skipped))
         world.on_main(lambda: run.write_json("summary.json", ending))
+        world.on_main(lambda: _settle(learner, recipe, weights, world, clean_batches))
         world.on_main(lambda: checkpoint.write(run.final, weights, _description(recipe)))
         log.info("finished after %d steps: %s", steps, run.final)
         return state
@@ -303,11 +314,32 @@ def _mean_over_batch(portions: list[dict[str, Tensor]], world: World, asked: boo
     return dict(zip([*names, "asked"], values.unbind(), strict=True))
 
 
-def _examine(recipe: Recipe, state: TrainState, world: World) -> dict[str, float]:
+def _settle(
+    learner: nn.Module,
+    recipe: Recipe,
+    weights: dict[str, Tensor],
+    world: World,
+    batches: Callable[[], Iterator[Batch]],
+) -> None:
+    """Let a copy of the learner with these weights settle, if it can, and take over what that changes: its buffers.
+
+    They follow from weights and data, so a run that is killed here and continued ends with the same bytes. Checkpoints keep
+    the statistics of training.
+    """
+    if not hasattr(learner, "settle") or next(learner.buffers(), None) is None:
+        return
+    copy: Any = recipe.learner.build()
+    copy.load_state_dict(weights)
+    copy.to(world.device).settle(batches())
+    weights.update({name: value.cpu() for name, value in copy.named_buffers() if name in weights})
+
+
+def _examine(recipe: Recipe, state: TrainState, world: World, batches: Callable[[], Iterator[Batch]]) -> dict[str, float]:
     """The numbers of all exams, by ``exam/number``. They are taken by a copy, so that nothing they do can reach the run."""
     weights = state.weights(keep=world.is_main)
 
     def sit() -> dict[str, float]:
+        _settle(state.learner, recipe, weights, world, batches)
         learner = recipe.learner.build()
         learner.load_state_dict(weights)
         learner.to(world.device).eval()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_harness import arm, hybrid, mamba_module, mambavision, operators, tables, vim, vit
+from parity_harness import arm, hybrid, mamba_module, mambavision, mar_diffloss, moco, operators, tables, vim, vit
 from parity_harness.recording import Recording
 
 FOLDER = Path(os.environ.get("HYBRIDMAP_GOLDEN") or Path(__file__).parents[1] / "fixtures")
@@ -28,15 +28,15 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
     "op-mamba-inner": operators.mamba_inner,
     "mambavision": mambavision.mambavision,
     "mamba-module": mamba_module.mamba_module,
+    "mar-diffloss": mar_diffloss.mar_diffloss,
     "tables": tables.tables,
+    "moco": moco.moco,
 }
 """Family -> the function that runs our model on a recording of it and compares everything."""
 
 TO_COME: tuple[str, ...] = (
     "mamba3d",
     "mamba3d-cls",
-    "mar-diffloss",
-    "moco",
     "op-points",
     "point-mae",
     "point-mae-cls",
