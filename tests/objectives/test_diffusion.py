@@ -175,6 +175,14 @@ def test_the_best_network_for_a_normal_distribution_samples_it() -> None:
     assert drawn.std().item() == pytest.approx(std, abs=0.02)  # 100 steps in place of 1000 make it 0.01 too wide
 
 
+def test_tables_are_numbers_even_where_parameters_are_not_yet() -> None:
+    with torch.device("meta"):
+        target: Diffusion = SMALL.build(width=5, grid=(4, 4), patch_values=48)
+    assert target.pos_embed.is_meta
+    assert torch.equal(target.sampling.log_beta, Process.cosine().thinned(3).log_beta)
+    assert torch.equal(target.network.frequencies, Denoiser(6, 5, outputs=6, width=16, depth=2).frequencies)
+
+
 # ------------------------------------------------------------------------------------------------------------------ network
 
 
