@@ -23,7 +23,6 @@ PROMISED = [
     *(f"{kind}-{size}" for size in SIZES for kind in ("mae", "local-mae", "map-mambar", "ft-3stage", "ft-400", "ft-100")),
     *(f"mae-vit-{size}" for size in ("small", "base", "large", "huge")),
     *(f"ft-vit-{size}" for size in ("base", "large", "huge")),
-    "map-diffusion-base",
     *("map-huge", "map-huge-released", "map-vit-base", "ar-mask-base", "map-smoke", "knn", "probe-linear"),
 ]
 """Names that scripts may rely on."""
