@@ -314,6 +314,8 @@ def behaves(objective: MAP, batch: Batch) -> None:
     objective.train()(batch).total.backward()
     learning = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
     assert [name for name, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
+    for part in ("backbone.", "decoder.", "target."):
+        assert any(name.startswith(part) and grad is not None and (grad != 0).any() for name, grad in learning.items())
 
 
 @pytest.mark.parametrize("decoder_mask", ["ar", "mae", "local_mae", "map"])
