@@ -175,6 +175,14 @@ def test_the_best_network_for_a_normal_distribution_samples_it() -> None:
     assert drawn.std().item() == pytest.approx(std, abs=0.02)  # 100 steps in place of 1000 make it 0.01 too wide
 
 
+def test_tables_are_numbers_even_where_parameters_are_not_yet() -> None:
+    with torch.device("meta"):
+        target: Diffusion = SMALL.build(width=5, grid=(4, 4), patch_values=48)
+    assert target.pos_embed.is_meta
+    assert torch.equal(target.sampling.log_beta, Process.cosine().thinned(3).log_beta)
+    assert torch.equal(target.network.frequencies, Denoiser(6, 5, outputs=6, width=16, depth=2).frequencies)
+
+
 # ------------------------------------------------------------------------------------------------------------------ network
 
 
@@ -306,6 +314,8 @@ def behaves(objective: MAP, batch: Batch) -> None:
     objective.train()(batch).total.backward()
     learning = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
     assert [name for name, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
+    for part in ("backbone.", "decoder.", "target."):
+        assert any(name.startswith(part) and grad is not None and (grad != 0).any() for name, grad in learning.items())
 
 
 @pytest.mark.parametrize("decoder_mask", ["ar", "mae", "local_mae", "map"])

@@ -24,7 +24,7 @@ from hybridmap.errors import UserError
 
 
 class Process:
-    """A chain of T noising steps, t = 0 .. T-1, and the way back. All tables are float64; values keep the dtype of the vectors.
+    """A chain of T noising steps, t = 0 .. T-1, and the way back. Tables are float64 on the CPU; vectors keep their dtype.
 
     The way back reads the output of a network: the noise it expects, C channels, and behind them, if there are 2 C, where the
     log variance of each channel lies between that of the true step back (-1) and that of the step forward (1). With C channels
@@ -34,7 +34,7 @@ class Process:
     def __init__(self, betas: Float[Tensor, "T"], times: Int[Tensor, "T"] | None = None) -> None:
         """``betas`` are the variances of the steps, ``times`` what the network is told instead of t; by default t itself."""
         betas = betas.double()
-        self.times = torch.arange(len(betas)) if times is None else times
+        self.times = torch.arange(len(betas), device="cpu") if times is None else times
         self.kept = (1 - betas).cumprod(0)  # abar_t
         before = F.pad(self.kept[:-1], (1, 0), value=1.0)  # abar_{t-1}
         self.log_beta = betas.log()
@@ -50,7 +50,7 @@ class Process:
     @classmethod
     def cosine(cls, steps: int = 1000) -> Process:
         """abar(s) = cos^2((s + 0.008) / 1.008 * pi/2), s from 0 to 1, no beta above 0.999. Source: arXiv:2102.09672, eq. 17."""
-        place = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
+        place = (torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps + 0.008) / 1.008
         kept = (place * math.pi / 2).cos().square()
         return cls((1 - kept[1:] / kept[:-1]).clamp(max=0.999))
 
@@ -62,7 +62,7 @@ class Process:
         """
         if not 2 <= steps <= len(self):
             raise UserError(f"the number of sampling steps must lie between 2 and {len(self)}, got {steps}; try 100")
-        chosen = torch.tensor([round(i * (len(self) - 1) / (steps - 1)) for i in range(steps)])
+        chosen = torch.tensor([round(i * (len(self) - 1) / (steps - 1)) for i in range(steps)], device="cpu")
         kept = self.kept[chosen]
         return Process(1 - kept / F.pad(kept[:-1], (1, 0), value=1.0), self.times[chosen])
 
@@ -163,7 +163,7 @@ class Denoiser(nn.Module):
     def __init__(self, channels: int, condition: int, *, outputs: int, width: int, depth: int) -> None:
         """``channels`` of the vectors, width of the ``condition``, ``outputs`` (C, or 2 C with variances)."""
         super().__init__()
-        self.frequencies = 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
+        self.frequencies = 10000.0 ** (-torch.arange(128, dtype=torch.float64, device="cpu") / 128)
         self.time = nn.Sequential(nn.Linear(2 * len(self.frequencies), width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition, width)
         self.embed = nn.Linear(channels, width)

@@ -17,6 +17,8 @@ look at regions 0 .. r. The two choices are the partition into regions and who m
                     2        ■ ■ ■            ■        ■ ■ ■ ■      ■ ■ ◣
                     3        ■ ■ ■ ■            ■      ■ ■ ■ ■      ■ ■ ■ ◣
 
+A target that is a distribution (:class:`hybridmap.objectives.targets.Diffusion`) goes with every line of the table.
+
 Only the decoder is restricted: the encoder is bidirectional over the visible patches of the whole image, unless
 ``encoder_causal`` says otherwise. Masked content reaches neither. The other reading of the pilot's AR is in
 ``hybridmap.objectives.shift``. Source: MAP (arXiv:2410.00871), section 4 and Figure 6; yunzeliu/MAP:models_mamba.py @ f3bcdff.
