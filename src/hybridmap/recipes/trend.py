@@ -73,6 +73,12 @@ def shrink(recipe: Recipe, *, budget: Budget, layers: int, root: str = "") -> Re
     elif hasattr(learner, "decoder"):
         decoder: Any = like.learner.decoder  # type: ignore[attr-defined]
         changes["decoder"] = replace(learner.decoder, width=decoder.width, depth=decoder.depth, num_heads=decoder.num_heads)
+    if hasattr(target := getattr(learner, "target", None), "width"):
+        changes["target"] = replace(target, width=budget.width)  # type: ignore[type-var]
+    if "queue_size" in {f.name for f in fields(learner)}:
+        # A queue that is filled in the first tenth of the run, and a key network that follows within it: at the usual 0.999
+        # most of what it is after 400 steps would still be its initial weights.
+        changes |= {"queue_size": max(1, budget.steps // 10) * budget.batch_size, "momentum": 0.99}
     small = replace(
         recipe,
         learner=replace(learner, **changes),
@@ -101,13 +107,16 @@ def exams(finetune: Recipe) -> tuple[Config, ...]:
 
 def same_share(before: Recipe, after: Recipe) -> Recipe:
     """``after`` with the number of masked patches, where ``before`` gives it as a number, as the same share of its patches."""
-    learner, small = before.learner, after.learner
-    count = getattr(getattr(learner, "masking", None), "count", None)
+    given: Any = before.learner
+    small: Any = after.learner
+    counting = given if hasattr(given, "count") else getattr(given, "masking", None)  # by the objective, or by its masking
+    count = getattr(counting, "count", None)
     if count is None:
         return after
-    share = count / _patches(learner.backbone)  # type: ignore[attr-defined]
-    scaled = max(1, round(share * _patches(small.backbone)))  # type: ignore[attr-defined]
-    return replace(after, learner=replace(small, masking=replace(small.masking, count=scaled)))  # type: ignore[attr-defined,call-arg]
+    scaled = max(1, round(count / _patches(given.backbone) * _patches(small.backbone)))
+    if counting is given:
+        return replace(after, learner=replace(small, count=scaled))
+    return replace(after, learner=replace(small, masking=replace(small.masking, count=scaled)))
 
 
 def _patches(backbone: Backbone.Config) -> int:
@@ -138,12 +147,13 @@ def _layout(layout: str, layers: int) -> str:
 def _images(given: Config, split: str, backbone: Backbone.Config, root: str, *, augment: bool = False) -> Config:
     """The images of this scale. ``augment``: windows of many sizes, mirrored, for pretraining."""
     size: Any = backbone.img_size
-    extra = {"views": views} if (views := getattr(given, "views", None)) is not None else {}
+    extra: dict[str, Any] = {"views": views} if augment and (views := getattr(given, "views", None)) is not None else {}
+    flip = getattr(getattr(given, "crop", None), "flip", True)
     if root:
-        crop = RandomResizedCrop.Config(scale=(0.2, 1.0)) if split == "train" else CentreCrop.Config()
+        crop = RandomResizedCrop.Config(scale=(0.2, 1.0), flip=flip) if split == "train" else CentreCrop.Config()
         return ImageFolder.Config(root=root, split=split, size=size, crop=crop, **extra)  # type: ignore[arg-type]
     if augment:
-        return replace(demo.demo_pretrain().data, size=size, **extra)  # type: ignore[call-arg]
+        return replace(demo.demo_pretrain().data, size=size, flip=flip, **extra)  # type: ignore[call-arg]
     photos: Any = demo.TRAIN if split == "train" else demo.TEST
     assert isinstance(photos, BundledPhotos.Config)
     return replace(photos, size=size)

@@ -1,7 +1,7 @@
 """Table 7: pixels by their squared error, or by a diffusion loss with the decoder's output as its condition?"""
 
 from hybridmap.recipes.paper.layouts import PAPER_WIDTH, THREE_STAGES
-from hybridmap.recipes.table import PAPER, SCRATCH, Row, Table
+from hybridmap.recipes.table import SCRATCH, Row, Table
 
 TABLE = Table(
     number="T7",
@@ -10,7 +10,7 @@ TABLE = Table(
     then=("ft-400-base",),
     rows=(
         Row(label="from scratch", base=SCRATCH, then=THREE_STAGES, network=PAPER_WIDTH, paper=("t7-scratch",)),
-        Row(label="diffusion", base="map-diffusion-base", changes=PAPER, network=PAPER_WIDTH, paper=("t7-diffusion",)),
+        Row(label="diffusion", base="map-diffusion-base-paper", paper=("t7-diffusion",)),
         Row(label="squared error", paper=("t7-mse",)),
     ),
 )
