@@ -79,6 +79,25 @@ def test_a_table_continues_and_does_not_rerun(tmp_path: Path, ran: list[str], mo
     assert "84.9" in (tmp_path / "decoder_mask-smoke.md").read_text()
 
 
+def test_a_cell_that_was_interrupted_keeps_its_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybridmap.recipes import table as grid
+
+    def interrupted(recipe: Any, out: Path, **more: Any) -> Any:
+        if out.name == "finetune":
+            raise KeyboardInterrupt
+        return real(recipe, out, **more)
+
+    real = grid.train
+    monkeypatch.setattr(grid, "train", interrupted)
+    assert table(tmp_path) == 130
+    (weights,) = (tmp_path / "cells").glob("*/pretrain/final.safetensors")
+    written = weights.stat().st_mtime_ns
+    monkeypatch.setattr(grid, "train", real)
+    assert table(tmp_path) == 0
+    assert weights.stat().st_mtime_ns == written
+    assert len(list((tmp_path / "cells").glob("*/result.json"))) == len(LABELS)
+
+
 def test_a_failing_cell_is_named_and_the_rest_goes_on(
     tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

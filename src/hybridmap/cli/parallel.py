@@ -103,7 +103,8 @@ class _Worker:
     def __init__(self, work: Callable[[Any], Any], threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process would inherit PyTorch's threads, which do not live on
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        # Not a daemon: those may have no children, and a loader has workers of its own.
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, work, threads))
         self.process.start()
         theirs.close()
         self.doing: str | None = None

@@ -13,6 +13,9 @@ What it is not. It is a question of texture more than of things: a good part of 
 already separate half of the crops linearly. Eighteen pictures are few, so intervals, which resample pictures, are wide. Whoever
 has labelled images of their own asks a better question with ``--data.root``.
 
+Fine-tuning is short, and Muon has made the weights of pretrained networks large, which slows its first steps (docs/diary.md): a
+gain or a loss there is one of the optimiser, too. The probes of the frozen network are free of that, so both are measured.
+
 All objectives get the same network, number of steps, batch, optimiser and decoder; only what a row varies differs. The
 optimiser is the demo's, whose settings were chosen for MAP with 75 % masked on a layout of MMTT; that favours no row by
 intention, but it was not chosen for each row either.
