@@ -8,7 +8,7 @@ stages of Mamba-R. By its size the paper's MambaVision-L is the public L2.
 from collections.abc import Iterator
 
 from hybridmap.recipes.paper.layouts import PAPER_WIDTH
-from hybridmap.recipes.paper.pilot import AR, MAE
+from hybridmap.recipes.paper.pilot import TAIL
 from hybridmap.recipes.table import PAPER, SCRATCH, Row, Table
 
 MAMBA_R = {"base": {"layout": "M" * 24}, "large": {"layout": "M" * 48}}
@@ -38,17 +38,24 @@ TABLE = Table(
     base="map-base-paper",
     then=LONG["base"],
     rows=(
-        Row(label="ViT-B + AR", base="map-vit-base", then=("ft-vit-base",), changes=AR, paper=("t8-vit-b-16-ar",)),
+        Row(label="ViT-B + AR", base="ar-vit-base", then=("ft-vit-base",), changes=PAPER, paper=("t8-vit-b-16-ar",), note=TAIL),
         Row(label="ViT-B + MAP", base="map-vit-base", then=("ft-vit-base",), changes=PAPER, paper=("t8-vit-b-16-map",)),
         Row(label="ViT-L + MAP", base="map-vit-large", then=("ft-vit-large",), changes=PAPER, paper=("t8-vit-l-16-map",)),
         Row(
             label="Mamba-R-B + MAE",
-            base="map-mambar-base",
-            changes=MAE,
+            base="mae-base",
+            changes=PAPER,
             network=MAMBA_R["base"],
             paper=("t8-mambar-b-mae",),
         ),
-        Row(label="Mamba-R-B + AR", base="map-mambar-base", changes=AR, network=MAMBA_R["base"], paper=("t8-mambar-b-ar",)),
+        Row(
+            label="Mamba-R-B + AR",
+            base="ar-mambar-base",
+            changes=PAPER,
+            network=MAMBA_R["base"],
+            paper=("t8-mambar-b-ar",),
+            note=TAIL,
+        ),
         Row(
             label="Mamba-R-B + MAP",
             base="map-mambar-base",
@@ -79,8 +86,22 @@ TABLE = Table(
             paper=("t8-mambavision-l-map",),
         ),
         *_hybridnet(),
-        Row(label="HybridNet-B + MAE", changes=MAE, paper=("t8-hybridnet-b-mae",), note="our reading: 75 %"),
-        Row(label="HybridNet-B + AR", changes=AR, paper=("t8-hybridnet-b-ar",), note="our reading: tail"),
+        Row(
+            label="HybridNet-B + MAE",
+            base="mae-base",
+            changes=PAPER,
+            network=PAPER_WIDTH,
+            paper=("t8-hybridnet-b-mae",),
+            note="our reading: 75 %",
+        ),
+        Row(
+            label="HybridNet-B + AR",
+            base="ar-base",
+            changes=PAPER,
+            network=PAPER_WIDTH,
+            paper=("t8-hybridnet-b-ar",),
+            note=TAIL,
+        ),
         Row(label="HybridNet-B + CL", base="moco-base", changes=PAPER, network=PAPER_WIDTH, paper=("t8-hybridnet-b-cl",)),
     ),
 )
