@@ -141,7 +141,8 @@ def test_at_trend_all_objectives_have_one_budget() -> None:
     cells = [resolve(table, row, "trend") for row in table.rows if not table.missing(row)]
     firsts = [cell.stages[0] for cell in cells if cell.pretrained]
     assert len({(stage.train, stage.optim, stage.schedule) for stage in firsts}) == 1
-    assert len({(stage.data.size, stage.learner.decoder) for stage in firsts}) == 1  # type: ignore[attr-defined]
+    assert len({stage.data.size for stage in firsts}) == 1  # type: ignore[attr-defined]
+    assert len({stage.learner.decoder for stage in firsts if hasattr(stage.learner, "decoder")}) == 1
     lasts = [cell.stages[-1] for cell in cells]
     assert len({(stage.train, stage.optim, stage.schedule, stage.data) for stage in lasts}) == 1
     assert all(len(cell.stages) == 1 + cell.pretrained for cell in cells)
