@@ -63,3 +63,22 @@ def test_mismatched_answers_are_refused_in_a_sentence():
         interval(np.ones(3), np.arange(2))
     with pytest.raises(UserError, match="one source per value"):
         interval(np.ones(0), np.arange(0))
+
+
+def test_repetitions_are_resampled_too():
+    generator = np.random.default_rng(6)
+    sources = np.arange(400)
+    seeds = np.array([-10.0, 0.0, 10.0])[:, None] + generator.normal(size=(3, 400))  # seeds differ far more than samples
+    found = interval(seeds, sources)
+    assert found.value == pytest.approx(seeds.mean())
+    spread = 1.96 * np.sqrt(200 / 3) / np.sqrt(3)  # of the mean of three drawn from {-10, 0, 10}
+    assert found.high - found.low == pytest.approx(2 * spread, rel=0.2)
+    alone = interval(seeds.mean(0), sources)
+    assert alone.high - alone.low < 0.1 * (found.high - found.low)
+
+
+def test_one_repetition_is_the_plain_interval():
+    values, sources = np.random.default_rng(7).random(60), np.arange(60) % 6
+    assert interval(values[None], sources) == interval(values, sources)
+    equal = interval(np.stack([values, values]), sources)
+    assert (equal.low, equal.high) == pytest.approx((interval(values, sources).low, interval(values, sources).high))

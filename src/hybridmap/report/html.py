@@ -84,14 +84,26 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         _section("Environment", _pre(json.dumps(environment, indent=2, sort_keys=True) if environment else "")),
         _section("Recipe", f"<details><summary>recipe.yaml</summary>{_pre(recipe)}</details>" if recipe else ""),
     ]
-    page = (
+    page = _page(title or run.resolve().name, sections)
+    return replace_file(run / "report.html", page)
+
+
+def page_of_tables(title: str, tables: Sequence[Table], figures: Mapping[str, bytes], command: str) -> str:
+    """A page of tables, and figures (PNG by caption) below them."""
+    drawn = "".join(_image(data, name.replace("_", " ")) for name, data in figures.items())
+    head = f"<h1>{_escape(title)}</h1>"
+    return _page(title, [head, *map(_table, tables), _section("Figures", drawn), _section("To repeat this", _pre(command))])
+
+
+def _page(title: str, sections: Iterable[str]) -> str:
+    """Sections as one self-contained page; empty ones are left out."""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_escape(title or run.resolve().name)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{_escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )
-    return replace_file(run / "report.html", page)
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -150,8 +162,11 @@ def _table(table: Table) -> str:
 
 
 def _figure(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    caption = _CAPTIONS.get(path.stem, path.stem.replace("_", " "))
+    return _image(path.read_bytes(), _CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
+
+
+def _image(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
     return (
         f'<figure><img alt="{_escape(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_escape(caption)}</figcaption></figure>"
@@ -208,4 +223,4 @@ def tables_as_json(tables: Iterable[Table], *, command: str, notes: Sequence[str
     return json.dumps(tree, indent=2) + "\n"
 
 
-__all__ = ["RESULTS", "Table", "read_metrics", "tables_as_json", "write_report"]
+__all__ = ["RESULTS", "Table", "page_of_tables", "read_metrics", "tables_as_json", "write_report"]

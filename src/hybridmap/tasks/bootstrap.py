@@ -2,7 +2,8 @@
 
 Crops of one photograph resemble each other, so a thousand crops of eighteen photographs say less than a thousand photographs.
 The bootstrap therefore resamples twice: first the sources (classes, photographs, scenes), then the samples within each drawn
-source. Two models that answered the same samples are compared by the interval of their difference, sample by sample.
+source. Two models that answered the same samples are compared by the interval of their difference, sample by sample. Where a
+training was repeated with several seeds, the seeds are resampled too: a difference that one seed made alone does not count.
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13 (two-stage resampling, percentiles).
 """
 
@@ -42,22 +43,25 @@ def interval(values: ArrayLike, sources: ArrayLike, *, resamples: int = 2000, le
 
     ``values`` (n,) may be answers right or wrong (an accuracy: multiply by 100 for per cent), or differences of two models;
     ``sources`` (n,) are integers that say which samples belong together. A resample draws as many sources as there are, with
-    replacement, and from each as many samples as it has; its statistic is the mean over all samples drawn.
+    replacement, and from each as many samples as it has; its statistic is the mean over all samples drawn. ``values`` (S, n)
+    are those of S repetitions (seeds) on the same samples: a resample then also draws S of them, with replacement. With few
+    repetitions that interval is a little too narrow, as every bootstrap of few is.
 
     Raises:
         UserError: if nothing was measured, or the two arrays do not belong together.
     """
     values = np.asarray(values, dtype=np.float64)
     sources = np.asarray(sources)
-    if values.ndim != 1 or values.shape != sources.shape or not len(values):
+    values = np.atleast_2d(values)
+    if values.ndim != 2 or values.shape[1:] != sources.shape or not values.size:
         raise UserError(f"an interval needs one source per value, got {values.shape} values and {sources.shape} sources")
     if not 0 < level < 1:
         raise UserError(f"the level of an interval must lie between 0 and 1, got {level}")
     order = np.argsort(sources, kind="stable")
     _, start, size = np.unique(sources[order], return_index=True, return_counts=True)
-    ordered, groups, widest = values[order], len(size), int(size.max())
+    ordered, groups, widest, repetitions = values[:, order], len(size), int(size.max()), len(values)
 
-    choose, pick = np.random.default_rng(seed).spawn(2)
+    choose, pick, repeat = np.random.default_rng(seed).spawn(3)
     means = np.empty(resamples)
     block = max(1, _BLOCK // (groups * widest))
     for first in range(0, resamples, block):
@@ -66,7 +70,13 @@ def interval(values: ArrayLike, sources: ArrayLike, *, resamples: int = 2000, le
         within = (pick.random((count, groups, widest)) * size[drawn][..., None]).astype(np.int64)
         used = np.arange(widest) < size[drawn][..., None]  # sources differ in size; the rest of a slot is not counted
         index = np.where(used, start[drawn][..., None] + within, 0)
-        means[first : first + count] = (ordered[index] * used).sum((1, 2)) / size[drawn].sum(1)
+        if repetitions == 1:
+            found = ordered[0][index]
+        else:
+            chosen = repeat.integers(repetitions, size=(count, repetitions))
+            shares = (chosen[..., None] == np.arange(repetitions)).mean(1)  # resample, repetition
+            found = np.take_along_axis(shares @ ordered, index.reshape(count, -1), 1).reshape(index.shape)
+        means[first : first + count] = (found * used).sum((1, 2)) / size[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value=float(values.mean()), low=float(low), high=float(high), level=level)
 
