@@ -177,6 +177,11 @@ class ClusterAR(Objective):
         seen = self.backbone.encode_visible(patches, mask, causal=True, taps=self.decoder.reads[:-1])
         return self.decoder(seen, mask, patches, self.allowed(patches, mask))
 
+    def predicted(self, patches: Patches) -> Int[Tensor, "B Q"]:
+        """Positions of the patches that are predicted, ascending: all behind the first region."""
+        first, count = self._sizes(patches)[0], patches.source.shape[1]
+        return torch.arange(first, count, device=patches.source.device).expand(patches.source.shape[0], -1)
+
     def allowed(self, patches: Patches, mask: Mask) -> Bool[Tensor, "#B 1 Q V"]:
         """Which visible patches (last axis) may be looked at where a patch behind the first region is predicted."""
         return earlier(self.regions(patches, mask), mask.visible, self._sizes(patches)[0])
