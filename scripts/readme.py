@@ -101,7 +101,8 @@ def regions_figure(path: Path) -> None:
     """Order of prediction and decoder mask of the four relations, side by side."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from hybridmap.report.pictures import decoder_masks, save
+    from hybridmap.report.choices import decoder_masks
+    from hybridmap.report.pictures import save
 
     font = ImageFont.load_default(20)
     columns = decoder_masks(grid=(6, 6))

@@ -213,7 +213,7 @@ def own_choices(objective: Predicts, image: Float[Tensor, "1 C H W"], photo: Ima
     ranks, allowed = objective.regions(patches, mask)[0], relation(objective, patches, mask)
     photo = photo.resize(fitted(photo.size, _SIDE), Image.Resampling.LANCZOS)
     sequence, masked = patches.source[0], raster(mask.masked[0], patches)
-    at = _telling(allowed, mask.masked[0], patches, grid)
+    at = _telling(allowed, asked(objective, patches, mask)[0], patches, grid)
     scanned = "order of the scan" if isinstance(objective.backbone, SequenceBackbone) else "order of units"
     hides = f"{masked.sum()} of {len(masked)} patches"
     if isinstance(objective, MAP):
@@ -238,14 +238,14 @@ def own_choices(objective: Predicts, image: Float[Tensor, "1 C H W"], photo: Ima
     return tiles([[Tile(image=picture, title=f"{title}\n{about}") for picture, title, about in shown]])
 
 
-def _telling(allowed: Bool[Tensor, "N N"], masked: Bool[Tensor, "N"], patches: Patches, grid: tuple[int, int]) -> int:
-    """Position of a patch whose permission is worth showing: one that may look at something, masked where there is such a one,
+def _telling(allowed: Bool[Tensor, "N N"], wanted: Bool[Tensor, "N"], patches: Patches, grid: tuple[int, int]) -> int:
+    """Position of a patch whose permission is worth showing: a predicted one that may look at something, if there is such a one,
     as near to the middle of the image as possible."""
-    candidates = allowed.any(1)
-    candidates = candidates & masked if bool((candidates & masked).any()) else candidates
-    positions = candidates.nonzero().flatten()
-    away = [patches.source[0, positions] // grid[1] - grid[0] / 2, patches.source[0, positions] % grid[1] - grid[1] / 2]
-    return int(positions[torch.stack(away).square().sum(0).argmin()])
+    candidates = allowed.any(1) & wanted
+    positions = (candidates if bool(candidates.any()) else ~candidates).nonzero().flatten()
+    place = patches.source[0, positions]
+    away = (place // grid[1] - grid[0] / 2).square() + (place % grid[1] - grid[1] / 2).square()
+    return int(positions[away.argmin()])
 
 
 MASKINGS: Mapping[str, tuple[Masking.Config, Regions.Config]] = {
