@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
 from jaxtyping import Float
+from matplotlib.colors import ListedColormap
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -22,8 +24,8 @@ FRAME, PREFIX = (0, 230, 255), (220, 20, 60)
 """Around the patch that is spoken of; a prefix token."""
 GAP = 6
 """Pixels between tiles."""
-ORDER = matplotlib.colormaps["viridis"]
-"""Of places in an order, from first to last."""
+ORDER = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.15, 1, 256)))
+"""Of places in an order, from first to last. Viridis without its darkest part, which would hide a photograph below it."""
 _TITLE_SIZE, _LINE = 13, 17
 
 

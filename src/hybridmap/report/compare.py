@@ -138,7 +138,9 @@ def images_for(
         pictures = rgb_to_grayscale(pictures) if len(data.mean) == 1 else pictures.expand(-1, len(data.mean), -1, -1)
     if tuple(pictures.shape[2:]) != tuple(data.image_size):
         pictures = resize(pictures, list(data.image_size), antialias=True)
-    return normalise(pictures, data.mean, data.std)
+    return normalise(
+        (pictures * 255).round().byte(), data.mean, data.std
+    )  # as decoded files are: floats would stay as they are
 
 
 def reconstruct(
@@ -188,7 +190,9 @@ def _scores(
     entries: Sequence[Entry], found: Mapping[str, Reconstruction], measured: Mapping[str, list[dict[str, Any]]], count: int
 ) -> Table:
     scores = {entry.label: exams(entry.path) for entry in entries}
-    names = sorted({name for of_run in scores.values() for name in of_run}, key=lambda name: (re.sub(r"\d+", "", name), len(name), name))
+    names = sorted(
+        {name for of_run in scores.values() for name in of_run}, key=lambda name: (re.sub(r"\d+", "", name), len(name), name)
+    )
     rows = []
     for entry in entries:
         losses = [value for _, value in series(measured[entry.label]).get("loss", [])]
@@ -268,7 +272,9 @@ def _default(f: Field[Any]) -> Any:
 
 def _curves(measured: Mapping[str, list[dict[str, Any]]]) -> str:
     all_series = {label: series(metrics) for label, metrics in measured.items()}
-    moving = {name for found in all_series.values() for name, points in found.items() if len({value for _, value in points}) > 1}
+    moving = {
+        name for found in all_series.values() for name, points in found.items() if len({value for _, value in points}) > 1
+    }
     names = sorted(moving - set(_QUIET), key=lambda name: (name != "loss", "/" not in name, name))
     return curves(
         [

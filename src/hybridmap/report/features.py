@@ -102,10 +102,8 @@ def feature_picture(
         shares = " + ".join(f"{share:.0%}" for share in found.shares)
         like = columns[0][1][0].size
         maps = [image_of(values.permute(2, 0, 1)).resize(like, Image.Resampling.NEAREST) for values in found.colours]
-        columns.append((f"behind {kind} {depth}: {rows} x {across}\n{shares}", maps))
-    return tiles(
-        [[Tile(image=column[b], title="" if b else title) for title, column in columns] for b in range(len(shown))]
-    )
+        columns.append((f"{kind} {depth}: {rows} x {across}\n{shares}", maps))
+    return tiles([[Tile(image=column[b], title="" if b else title) for title, column in columns] for b in range(len(shown))])
 
 
 __all__ = ["Components", "components", "depths_of", "feature_components", "feature_picture"]

@@ -52,7 +52,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0 } .status { opacity: .75; margin-top: .2rem }
 pre, code { font: 13px/1.45 ui-monospace, monospace } pre { border: 1px solid var(--line); padding: .7rem; overflow-x: auto }
-table { border-collapse: collapse; margin: .6rem 0 } th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem }
+.table { overflow-x: auto } table { border-collapse: collapse; margin: .6rem 0 } th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem }
 th { text-align: left } td { overflow-wrap: break-word; vertical-align: top } td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1rem 0 } figure img { max-width: 100%; image-rendering: pixelated; background: #fff }
 figcaption { opacity: .8 } .curves { display: flex; flex-wrap: wrap; gap: 1rem; background: #fff }
@@ -222,12 +222,16 @@ def table_as_html(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
-    return f"<h2>{escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+    shown = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<h2>{escape(table.title)}</h2>{shown}{note}"
 
 
 def _cell(text: str) -> str:
-    number = re.match(r"[+-]?\d", text) is not None
-    return f'<td class="number">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"
+    """Numbers at the right; long values may be broken behind brackets and signs of equality."""
+    if re.match(r"[+-]?\d", text):
+        return f'<td class="number">{escape(text)}</td>'
+    breakable = re.sub(r"[(=]", r"\g<0><wbr>", escape(text))
+    return f"<td>{breakable}</td>"
 
 
 def _pictures(run: Path) -> str:
@@ -242,9 +246,7 @@ def _pictures(run: Path) -> str:
 def figure(png: bytes, caption: str) -> str:
     """An embedded picture with its caption."""
     data, caption = base64.b64encode(png).decode(), escape(caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    )
+    return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
 
 
 def exams(run: Path) -> dict[str, float]:
