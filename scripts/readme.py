@@ -121,7 +121,7 @@ def regions_figure(path: Path) -> None:
 
 
 def choice_figures(folder: Path) -> None:
-    """Every masking, partition, decoder mask and scan on a photograph that ships inside scikit-image, cut into 8 x 8 patches."""
+    """Every masking, partition, decoder mask and scan on 8 x 8 patches of a photograph that ships inside scikit-image."""
     from PIL import Image
 
     from hybridmap.data.bundled import bundled_files

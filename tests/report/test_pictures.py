@@ -70,7 +70,7 @@ def test_the_four_columns_agree_with_the_mask(scan: str) -> None:
 
 @pytest.mark.parametrize("build", [small_map, small_clusters])
 def test_predictions_are_brought_back_to_pixels(build: Any) -> None:
-    """A decoder that predicts the target exactly must reproduce what it is asked for, and nothing else is shown as predicted."""
+    """A decoder that predicts the target exactly must reproduce what it is asked for."""
     objective = build()
     images = torch.randn(2, 3, *objective.config.backbone.img_size if build is small_map else (16, 16)) * 0.5
     objective.predict = lambda patches, mask: objective.target.values(patches)  # type: ignore[method-assign]

@@ -47,9 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     if Path(options.output).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"-o must name a picture, such as out.png, got {options.output}")
     if options.features and (options.parts or options.query is not None):
-        raise UserError(
-            "--features shows all patches and has no maps, so --query and --parts do not go with it; leave them out"
-        )
+        raise UserError("--features shows all patches and has no maps; leave --query and --parts out")
     layers = None if options.layers is None else _numbers(options.layers, "--layers expects numbers with commas, such as 0,3,7")
     query = None if options.query is None else _place(options.query)
     device = device_named(options.device)

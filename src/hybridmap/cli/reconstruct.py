@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     learner = run.learner.to(device).eval()
     if not isinstance(learner, Predicts):
         raise UserError(
-            f"{run.name} predicts no patches, so it cannot reconstruct; give the directory of a pretraining run by MAP or the like"
+            f"{run.name} predicts no patches, so it cannot reconstruct; give the directory of a pretraining run that does"
         )
     data = evaluation_data(run)
     images = read_images(options.images, data).to(device)

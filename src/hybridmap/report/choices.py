@@ -163,7 +163,7 @@ def scan_picture(
 
 
 def reach_picture(allowed: Bool[Tensor, "N"], query: int, grid: tuple[int, int], photo: Image.Image) -> Image.Image:
-    """The photograph as the prediction of patch ``query`` (raster index, framed) may use it: under a veil where it may not look."""
+    """The photograph as the prediction of patch ``query`` (raster index, framed) may use it: a veil lies on what it may not."""
     canvas = photo.copy()
     veiled = Image.blend(photo.convert("L").convert("RGB"), Image.new("RGB", photo.size, HIDDEN), 0.85)
     for position, may in enumerate(allowed.tolist()):
@@ -239,7 +239,7 @@ def own_choices(objective: Predicts, image: Float[Tensor, "1 C H W"], photo: Ima
 
 
 def _telling(allowed: Bool[Tensor, "N N"], wanted: Bool[Tensor, "N"], patches: Patches, grid: tuple[int, int]) -> int:
-    """Position of a patch whose permission is worth showing: a predicted one that may look at something, if there is such a one,
+    """Position of a patch whose permission is worth showing: a predicted one that may look at something, if there is one,
     as near to the middle of the image as possible."""
     candidates = allowed.any(1) & wanted
     positions = (candidates if bool(candidates.any()) else ~candidates).nonzero().flatten()

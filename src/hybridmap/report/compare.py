@@ -90,8 +90,8 @@ def write_comparison(
 ) -> Path:
     """Write the page.
 
-    ``images`` are those of the first run, as its loader normalises them; errors are over all of them, ``shown`` of them are drawn.
-    Masks follow from ``seed``.
+    ``images`` are those of the first run, as its loader normalises them; errors are over all of them, ``shown`` of them are
+    drawn. Masks follow from ``seed``.
     """
     first = entries[0].data
     pictures = denormalise(images, first.mean, first.std)
@@ -112,8 +112,8 @@ def write_comparison(
             "Features",
             figure(
                 _png(_features(visible, entries, inputs, picked)),
-                "Patch features behind the last layer: three principal components as red, green and blue, with their shares of the "
-                "variance; found for each run by itself, so likeness can be compared between runs, colours cannot.",
+                "Patch features behind the last layer: three principal components as red, green and blue, with their shares of "
+                "the variance; found for each run by itself, so likeness can be compared between runs, colours cannot.",
             ),
         ),
         *(
@@ -213,9 +213,9 @@ def _scores(
         title="Runs",
         header=("run", "objective", "backbone", "steps", "loss", "error", *names),
         rows=tuple(rows),
-        note="The loss is the mean of the last twentieth; losses can be compared where masks and targets are the same. Errors can where "
-        f"the mask is: the mean squared error of predicted patches over {count} images, each patch in units of its own variance, so that patches in their "
-        "true mean would have about 1.",
+        note="The loss is the mean of the last twentieth; losses can be compared where masks and targets are the same. Errors "
+        f"can where the mask is: the mean squared error of predicted patches over {count} images, each patch in units of its own "
+        "variance, so that patches in their true mean would have about 1.",
     )
 
 
@@ -332,8 +332,8 @@ def _caption(found: Mapping[str, Reconstruction]) -> str:
     return (
         alike
         + other
-        + "Brightness and contrast of predicted patches are those of the true patch where the target is normalised pixels: the third "
-        "column shows how much that alone gives."
+        + "Brightness and contrast of predicted patches are those of the true patch where the target is normalised pixels: the "
+        "third column shows how much that alone gives."
     )
 
 

@@ -2,8 +2,8 @@
 
     patches of all images (n D) ── minus their mean ── three directions of largest variance ──▶ (n 3) ──▶ a colour per patch
 
-Patches with like colours have like features. The directions are found anew at every depth, over all images that are shown: colours
-can be compared between images, not between depths. Nothing here is random.
+Patches with like colours have like features. The directions are found anew at every depth, over all images that are shown:
+colours can be compared between images, not between depths. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hybridmap.errors import UserError
 from hybridmap.report.canvas import Tile, enlarged, image_of, tiles
 
 _ENDS = (0.01, 0.99)
-"""Quantiles of a component that become the darkest and the brightest value, so that single patches do not decide the colours."""
+"""Quantiles of a component that become the darkest and the brightest value: single patches do not decide about all colours."""
 
 
 @dataclass(frozen=True, kw_only=True)

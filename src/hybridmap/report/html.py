@@ -26,16 +26,16 @@ RESULTS = "results.json"
 
 _CAPTIONS = {
     "reconstructions": "Reconstructions of held-out images. Tinted: what the encoder did not see, and what is not predicted. "
-    "Brightness and contrast of predicted patches are those of the true patch where the target is normalised pixels, as by default.",
-    "own_choices": "What this run chose, on one image: what is hidden; the regions in their order of prediction (dark first); the "
-    "order in which patches stand in the sequence; the decoder mask, where row i has the colours of those patches that may be looked "
-    "at while patch i is predicted; and the same for one patch, on the image. A masked patch that may be looked at is a mask token.",
-    "features": "Patch features: their first three principal components as red, green and blue, with the share of the variance that "
-    "each explains. Like colours mean like features. Directions are found over all images shown, anew at each depth, so colours can "
-    "be compared within a column only.",
+    "Brightness and contrast of predicted patches are those of the true patch where the target is normalised pixels (default).",
+    "own_choices": "What this run chose, on one image: what is hidden; the regions in their order of prediction (dark first); "
+    "the order in which patches stand in the sequence; the decoder mask, where row i has the colours of those patches that may be "
+    "looked at while patch i is predicted; and the same for one patch, on the image. In MAP, hidden patches are mask tokens there.",
+    "features": "Patch features: their first three principal components as red, green and blue, with the share of the variance "
+    "that each explains. Like colours mean like features. Directions are found over all images shown, anew at each depth: "
+    "colours can be compared within a column only.",
     "all_masks": "Every masking, on the same image (its hidden patches tinted) and on 4 x 4 patches (hidden ones dark).",
     "all_regions": "Every partition into regions, numbered and coloured in the order of prediction, dark first.",
-    "all_decoder_masks": "Every decoder mask, on rows: where the framed patch may look (no veil), and the relation on 4 x 4 patches.",
+    "all_decoder_masks": "Every decoder mask, on rows: where the framed patch may look (no veil); below, on 4 x 4 patches.",
     "all_scans": "Every scan order: the line goes through the patches as they stand in the sequence, from dark to light.",
 }
 """Name of a picture -> what it shows, in the order of the page."""
@@ -52,8 +52,10 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0 } .status { opacity: .75; margin-top: .2rem }
 pre, code { font: 13px/1.45 ui-monospace, monospace } pre { border: 1px solid var(--line); padding: .7rem; overflow-x: auto }
-.table { overflow-x: auto } table { border-collapse: collapse; margin: .6rem 0 } th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem }
-th { text-align: left } td { overflow-wrap: break-word; vertical-align: top } td.number { text-align: right; font-variant-numeric: tabular-nums }
+.table { overflow-x: auto } table { border-collapse: collapse; margin: .6rem 0 }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem }
+th { text-align: left } td { overflow-wrap: break-word; vertical-align: top }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1rem 0 } figure img { max-width: 100%; image-rendering: pixelated; background: #fff }
 figcaption { opacity: .8 } .curves { display: flex; flex-wrap: wrap; gap: 1rem; background: #fff }
 .curves svg { max-width: 100%; height: auto }
@@ -165,14 +167,13 @@ def plot(name: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, size
     """Curves of (step, value) on one axis as SVG of ``size`` (width, height) in inches; label -> points, perhaps none.
 
     A few first values far above all others, as every loss has them, would leave the rest no room: the axis then ends at what
-    comes after the first tenth, and a note says how high the curve was. Noisy curves get a running mean over a 25th of them. Only
-    a plot of the size :data:`WIDE` has room for a legend; colours are the same in all.
+    comes after the first tenth, and a note says how high the curve was. Noisy curves get a running mean over a 25th of them.
+    Only a plot of the size :data:`WIDE` has room for a legend; colours are the same in all.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 8}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 8}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         for number, (label, points) in enumerate(curves.items()):

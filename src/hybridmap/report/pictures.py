@@ -1,10 +1,10 @@
 """Reconstructions: what an objective sees of an image, and what it predicts.
 
     one objective      original | seen by the encoder | predicted | predicted + the rest
-    several            original | seen | nothing but the means | first | second | ...       the same images under the same masks
+    several            original | seen | only true means | first | second | ...       the same images under the same masks
 
-Predictions of normalised pixels are brought back with the mean and the deviation of the *true* patch, as is usual: brightness and
-contrast of each patch are given, only what is inside of it is predicted. "Nothing but the means" shows how much that gives away.
+Predictions of normalised pixels are brought back with the mean and the deviation of the *true* patch, as is usual: brightness
+and contrast of each patch are given, only what is inside of it is predicted. "Only true means" shows how much that gives away.
 """
 
 from __future__ import annotations
