@@ -47,8 +47,11 @@ def image_of(values: Float[Tensor, "C H W"]) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
-def enlarged(image: Image.Image, at_least: int) -> Image.Image:
-    """Pixels as squares, so many times larger that the shorter side has ``at_least`` pixels."""
+def sized(image: Image.Image, at_least: int, at_most: int) -> Image.Image:
+    """So many times larger that the shorter side has ``at_least`` pixels, pixels as squares; or smaller, so that the longer
+    side has ``at_most``."""
+    if max(image.size) > max(at_least, at_most):
+        return image.resize(fitted(image.size, at_most), Image.Resampling.LANCZOS)
     zoom = max(1, -(-at_least // min(image.size)))
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 

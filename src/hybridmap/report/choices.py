@@ -107,18 +107,20 @@ def region_picture(
             _hatch(canvas, _box(position, grid, canvas))
     cell = (canvas.width / grid[1], canvas.height / grid[0])
     if photo is None:
-        labels = [(divmod(position, grid[1]), rank) for position, rank in enumerate(listed)]
+        labels = [(divmod(position, grid[1]), min(cell)) for position in range(len(listed))]
     else:
         _borders(draw, listed, grid, canvas)
-        labels = _middles(listed, grid)
+        labels = _middles(listed, grid, cell)
     if len(labels) == len(listed) and min(cell) < (_READABLE if photo is None else 2 * _READABLE):
         return canvas  # a number in every patch could not be read
-    for (row, column), rank in labels:
-        colour = along(rank / highest)
-        ink = legible_on(colour)
-        edge = {} if photo is None else {"stroke_width": 1, "stroke_fill": PAPER if ink == INK else INK}
-        at, size = ((column + 0.5) * cell[0], (row + 0.5) * cell[1]), max(8, min(16, int(min(cell) * 2 / 3)))
-        draw.text(at, str(rank), fill=ink, font=font(size), anchor="mm", **edge)
+    for (row, column), room in labels:
+        rank = str(listed[round(row) * grid[1] + round(column)])
+        at, size = ((column + 0.5) * cell[0], (row + 0.5) * cell[1]), max(8, min(16, int(room * 0.55)))
+        left, top, right, bottom = draw.textbbox(at, rank, font=font(size), anchor="mm")
+        ground = canvas.crop((int(left), int(top), int(right) + 1, int(bottom) + 1)).resize((1, 1), Image.Resampling.BOX)
+        ink = legible_on(ground.getpixel((0, 0)))  # pyright: ignore[reportArgumentType]
+        edge = {"stroke_width": 1, "stroke_fill": PAPER if ink == INK else INK} if photo is not None and size > 10 else {}
+        draw.text(at, rank, fill=ink, font=font(size), anchor="mm", **edge)
     return canvas
 
 
@@ -372,17 +374,19 @@ def _places(ranks: Int[Tensor, "N"]) -> tuple[Int[Tensor, "N"], int]:
     return place, max(len(found) - 1, 1)
 
 
-def _middles(place: Sequence[int], grid: tuple[int, int]) -> list[tuple[tuple[float, float], int]]:
-    """((row, column), rank) of the middle of each region, or of the patch next to it where the middle is another region's."""
+def _middles(place: Sequence[int], grid: tuple[int, int], cell: tuple[float, float]) -> list[tuple[tuple[float, float], float]]:
+    """For each region the (row, column) of its middle, or of the patch next to it where another region is there, and the room
+    for a number in pixels, for patches ``cell`` (width, height) pixels large."""
     members: dict[int, list[tuple[int, int]]] = {}
     for position, rank in enumerate(place):
         members.setdefault(rank, []).append(divmod(position, grid[1]))
     found = []
     for rank, region in members.items():
         middle = sum(row for row, _ in region) / len(region), sum(column for _, column in region) / len(region)
+        own = place[round(middle[0]) * grid[1] + round(middle[1])] == rank
         nearest = min(region, key=lambda at: (at[0] - middle[0]) ** 2 + (at[1] - middle[1]) ** 2)
-        inside = max(abs(nearest[0] - middle[0]), abs(nearest[1] - middle[1])) <= 0.5
-        found.append((middle if inside else nearest, rank))
+        high, wide = (len(set(axis)) for axis in zip(*region, strict=True))
+        found.append((middle if own else nearest, min(high * cell[1], wide * cell[0])))
     return found
 
 

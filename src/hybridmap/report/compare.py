@@ -25,7 +25,7 @@ from hybridmap.backbones.base import Backbone
 from hybridmap.config import Config
 from hybridmap.data.image_transforms import denormalise, normalise
 from hybridmap.objectives.map import MAP
-from hybridmap.report.canvas import Tile, enlarged, image_of, tiles
+from hybridmap.report.canvas import Tile, image_of, sized, tiles
 from hybridmap.report.features import depths_of, feature_components
 from hybridmap.report.html import (
     SMALL,
@@ -214,8 +214,8 @@ def _scores(
         header=("run", "objective", "backbone", "steps", "loss", "error", *names),
         rows=tuple(rows),
         note="The loss is the mean of the last twentieth; losses can be compared where masks and targets are the same. Errors "
-        f"can where the mask is: the mean squared error of predicted patches over {count} images, each patch in units of its own "
-        "variance, so that patches in their true mean would have about 1.",
+        f"can where the mask is: the mean squared error of predicted patches over {count} images, each patch in units of its "
+        "own variance, so that patches in their true mean would have about 1.",
     )
 
 
@@ -311,18 +311,20 @@ def _features(
     return _columns(columns)
 
 
-def _columns(columns: Sequence[tuple[str, list[Image.Image]]], side: int = 128) -> Image.Image:
-    """Pictures of one column below its title, all as large as the enlarged first one of their row."""
+def _columns(columns: Sequence[tuple[str, list[Image.Image]]]) -> Image.Image:
+    """Pictures of one column below its title, all as large as the first one of their row at its size for the page."""
     rows = []
     for b, first in enumerate(columns[0][1]):
-        size = enlarged(first, side).size
+        size = sized(first, 128, 160).size
         rows.append(
-            [
-                Tile(image=images[b].resize(size, Image.Resampling.NEAREST), title="" if b else title)
-                for title, images in columns
-            ]
+            [Tile(image=images[b].resize(size, _exact(images[b], size)), title="" if b else title) for title, images in columns]
         )
     return tiles(rows)
+
+
+def _exact(image: Image.Image, size: tuple[int, int]) -> Image.Resampling:
+    """Pixels as squares where they get larger."""
+    return Image.Resampling.NEAREST if image.width <= size[0] else Image.Resampling.LANCZOS
 
 
 def _caption(found: Mapping[str, Reconstruction]) -> str:

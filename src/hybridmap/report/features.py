@@ -19,8 +19,10 @@ from torch import Tensor
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.errors import UserError
-from hybridmap.report.canvas import Tile, enlarged, image_of, tiles
+from hybridmap.report.canvas import Tile, image_of, sized, tiles
 
+_LARGEST = 176
+"""Longer side of a picture in pixels: five fit into a page."""
 _ENDS = (0.01, 0.99)
 """Quantiles of a component that become the darkest and the brightest value: single patches do not decide about all colours."""
 
@@ -95,8 +97,7 @@ def feature_picture(
 ) -> Image.Image:
     """A row per image: ``shown`` (the images in values from 0 to 1), then the components at each depth."""
     kind = "stage" if isinstance(backbone, HierarchicalBackbone) else "layer"
-    size = 128
-    columns = [("image\n ", [enlarged(image_of(values), size) for values in shown])]
+    columns = [("image\n ", [sized(image_of(values), 128, _LARGEST) for values in shown])]
     for depth, found in feature_components(backbone, images, depths).items():
         rows, across = found.colours.shape[1:3]
         shares = " + ".join(f"{share:.0%}" for share in found.shares)

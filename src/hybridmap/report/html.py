@@ -28,8 +28,8 @@ _CAPTIONS = {
     "reconstructions": "Reconstructions of held-out images. Tinted: what the encoder did not see, and what is not predicted. "
     "Brightness and contrast of predicted patches are those of the true patch where the target is normalised pixels (default).",
     "own_choices": "What this run chose, on one image: what is hidden; the regions in their order of prediction (dark first); "
-    "the order in which patches stand in the sequence; the decoder mask, where row i has the colours of those patches that may be "
-    "looked at while patch i is predicted; and the same for one patch, on the image. In MAP, hidden patches are mask tokens there.",
+    "the order in which patches stand in the sequence; the decoder mask, where row i has the colours of those patches that "
+    "may be looked at while patch i is predicted; and the same for one patch, on the image. MAP has mask tokens where it hid.",
     "features": "Patch features: their first three principal components as red, green and blue, with the share of the variance "
     "that each explains. Like colours mean like features. Directions are found over all images shown, anew at each depth: "
     "colours can be compared within a column only.",
@@ -56,7 +56,7 @@ pre, code { font: 13px/1.45 ui-monospace, monospace } pre { border: 1px solid va
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem }
 th { text-align: left } td { overflow-wrap: break-word; vertical-align: top }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
-figure { margin: 1rem 0 } figure img { max-width: 100%; image-rendering: pixelated; background: #fff }
+figure { margin: 1rem 0 } figure img { max-width: 100%; background: #fff }
 figcaption { opacity: .8 } .curves { display: flex; flex-wrap: wrap; gap: 1rem; background: #fff }
 .curves svg { max-width: 100%; height: auto }
 summary { cursor: pointer; margin: .6rem 0 }

@@ -22,10 +22,12 @@ from torch import Tensor
 from hybridmap.data.image_transforms import denormalise
 from hybridmap.files import replace_file
 from hybridmap.objectives.map import MAP
-from hybridmap.report.canvas import HIDDEN, Tile, enlarged, image_of, tiles
+from hybridmap.report.canvas import HIDDEN, Tile, image_of, sized, tiles
 from hybridmap.tokens.images import assemble
 from hybridmap.types import Batch, Mask, Patches
 
+_LARGEST = 224
+"""Longer side of a picture in pixels: four fit into a page."""
 COLUMNS = ("original", "seen by the encoder", "predicted", "predicted + the rest")
 
 
@@ -118,7 +120,7 @@ def reconstructions(
 
 def sheet(columns: Float[Tensor, "B K 3 H W"], titles: Sequence[str] = COLUMNS, *, min_size: int = 128) -> Image.Image:
     """Pictures with one title per column; small ones are enlarged, without smoothing, to at least ``min_size`` pixels."""
-    rows = [[enlarged(image_of(values), min_size) for values in row] for row in columns]
+    rows = [[sized(image_of(values), min_size, _LARGEST) for values in row] for row in columns]
     first = [Tile(image=image, title=title) for image, title in zip(rows[0], titles, strict=True)]
     return tiles([first, *([Tile(image=image) for image in row] for row in rows[1:])])
 
