@@ -24,6 +24,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import Config
 from hybridmap.data.image_transforms import denormalise, normalise
+from hybridmap.files import replace_file
 from hybridmap.objectives.map import MAP
 from hybridmap.report.canvas import Tile, image_of, sized, tiles
 from hybridmap.report.features import depths_of, feature_components
@@ -35,13 +36,13 @@ from hybridmap.report.html import (
     exams,
     figure,
     is_finished,
+    page,
     plot,
     read_metrics,
     section,
     series,
     table_as_html,
     tables_of,
-    write_page,
 )
 from hybridmap.report.pictures import Predicts, View, asked, drawn, means, predictions
 from hybridmap.types import Mask, Patches
@@ -122,7 +123,7 @@ def write_comparison(
             for table in tables_of(entry.path)
         ),
     ]
-    return write_page(path, " / ".join(entry.label for entry in entries), sections)
+    return replace_file(path, page(" / ".join(entry.label for entry in entries), sections))
 
 
 def images_for(

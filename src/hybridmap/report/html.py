@@ -103,19 +103,18 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         section("Environment", _pre(json.dumps(environment, indent=2, sort_keys=True) if environment else "")),
         section("Recipe", f"<details><summary>recipe.yaml</summary>{_pre(recipe)}</details>" if recipe else ""),
     ]
-    return write_page(run / "report.html", title or run.resolve().name, sections)
+    return replace_file(run / "report.html", page(title or run.resolve().name, sections))
 
 
-def write_page(path: str | Path, title: str, sections: Iterable[str]) -> Path:
-    """One page of these pieces of HTML, empty ones left out, below the title."""
-    page = (
+def page(title: str, sections: Iterable[str]) -> str:
+    """Pieces of HTML, empty ones left out, below a title as one self-contained page."""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
         + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )
-    return replace_file(path, page)
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
@@ -320,6 +319,7 @@ __all__ = [
     "exams",
     "figure",
     "is_finished",
+    "page",
     "plot",
     "read_metrics",
     "section",
@@ -327,6 +327,5 @@ __all__ = [
     "table_as_html",
     "tables_as_json",
     "tables_of",
-    "write_page",
     "write_report",
 ]
