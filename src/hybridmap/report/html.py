@@ -218,18 +218,20 @@ def _limits(curves: Sequence[Sequence[float]]) -> tuple[float, float, float] | N
 
 
 def table_as_html(table: Table) -> str:
-    """Heading, table and note; numbers stand at the right."""
+    """Heading, table and note; numbers stand at the right, but in the first column, which names the rows."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
+    body = "".join("<tr>" + _text_cell(row[0]) + "".join(map(_cell, row[1:])) + "</tr>" for row in table.rows)
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
     shown = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return f"<h2>{escape(table.title)}</h2>{shown}{note}"
 
 
 def _cell(text: str) -> str:
-    """Numbers at the right; long values may be broken behind brackets and signs of equality."""
-    if re.match(r"[+-]?\d", text):
-        return f'<td class="number">{escape(text)}</td>'
+    return f'<td class="number">{escape(text)}</td>' if re.match(r"[+-]?\d", text) else _text_cell(text)
+
+
+def _text_cell(text: str) -> str:
+    """Long values may be broken behind brackets and signs of equality."""
     breakable = re.sub(r"[(=]", r"\g<0><wbr>", escape(text))
     return f"<td>{breakable}</td>"
 
