@@ -28,14 +28,15 @@ SEQUENCE: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16}
 
 
 def one_of_each() -> dict[str, Recipe]:
-    """The first recipe of each pair of learner and backbone, at the smallest size."""
+    """The first recipe of each kind of learner, backbone and target, at the smallest size."""
     found: dict[str, Recipe] = {}
     for entry in recipes.listing():
         if entry.kind != "exam":
             recipe: Any = entry.make()
-            kinds = [type(config).__qualname__.partition(".")[0] for config in (recipe.learner, recipe.learner.backbone)]
-            if "/".join(kinds) not in found:
-                found["/".join(kinds)] = scale_down(recipe)
+            parts = [recipe.learner, *(getattr(recipe.learner, name, None) for name in ("backbone", "target"))]
+            kinds = "/".join(type(part).__qualname__.partition(".")[0] for part in parts if part is not None)
+            if kinds not in found:
+                found[kinds] = scale_down(recipe)
     return found
 
 
@@ -84,6 +85,6 @@ def test_a_report_with_pictures(name: str, tmp_path: Path) -> None:
 
 
 def test_objectives_that_mask_are_known_to_predict() -> None:
-    assert isinstance(RECIPES["MAP/HybridNet"].learner.build(), Predicts)
+    assert isinstance(RECIPES["MAP/HybridNet/Pixels"].learner.build(), Predicts)
     assert isinstance(RECIPES["ClusterAR"].learner.build(), Predicts)
     assert not isinstance(RECIPES["Classification/HybridNet"].learner.build(), Predicts)
