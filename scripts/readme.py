@@ -1,6 +1,6 @@
-"""Writes what README.md shows but nobody should type: the demo's numbers, times, the list of commands, the figure of regions.
+"""Writes what README.md shows but nobody should type: the demo's numbers, times, the list of commands, figures of the choices.
 
-python scripts/readme.py            rewrites README.md between its marks, and docs/regions.png
+python scripts/readme.py            rewrites README.md between its marks, docs/regions.png and docs/all_*.png
 python scripts/readme.py --check    exit code 1 if README.md would change
 python scripts/readme.py RUN        also takes the reconstructions of this run directory as docs/reconstructions.png
 """
@@ -101,7 +101,8 @@ def regions_figure(path: Path) -> None:
     """Order of prediction and decoder mask of the four relations, side by side."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from hybridmap.report.pictures import decoder_masks, save
+    from hybridmap.report.choices import decoder_masks
+    from hybridmap.report.pictures import save
 
     font = ImageFont.load_default(20)
     columns = decoder_masks(grid=(6, 6))
@@ -119,6 +120,22 @@ def regions_figure(path: Path) -> None:
     save(sheet, path)
 
 
+def choice_figures(folder: Path) -> None:
+    """Every masking, partition, decoder mask and scan on 8 x 8 patches of a photograph that ships inside scikit-image."""
+    from PIL import Image
+
+    from hybridmap.data.bundled import bundled_files
+    from hybridmap.report.choices import all_choices
+    from hybridmap.report.pictures import save
+
+    (file,) = (path for path in bundled_files() if path.stem == "chelsea")
+    with Image.open(file) as photo:
+        side = min(photo.size)
+        square = photo.convert("RGB").crop((70, 0, 70 + side, side))
+    for name, picture in all_choices(square, (8, 8)).items():
+        save(picture.quantize(256, dither=Image.Dither.NONE), folder / f"{name}.png")
+
+
 def main() -> int:
     """Rewrite, or check."""
     path = ROOT / "README.md"
@@ -129,6 +146,7 @@ def main() -> int:
         (ROOT / PICTURE).write_bytes((Path(run) / "pictures" / "reconstructions.png").read_bytes())
     path.write_text(readme(old))
     regions_figure(ROOT / "docs" / "regions.png")
+    choice_figures(ROOT / "docs")
     return 0
 
 

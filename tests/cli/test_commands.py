@@ -21,6 +21,9 @@ from hybridmap.config import from_yaml
 from hybridmap.tasks.classification import Classification
 from hybridmap.tasks.features import describe
 
+PICTURES = {"reconstructions", "own_choices", "features", "all_masks", "all_regions", "all_decoder_masks", "all_scans"}
+"""Of a run whose objective predicts patches."""
+
 
 def test_pretraining_leaves_a_complete_run_directory(pretrained: Path) -> None:
     for name in (
@@ -33,11 +36,7 @@ def test_pretraining_leaves_a_complete_run_directory(pretrained: Path) -> None:
         "results.json",
     ):
         assert (pretrained / name).is_file(), name
-    assert {path.name for path in (pretrained / "pictures").iterdir()} == {
-        "reconstructions.png",
-        "regions.png",
-        "decoder_mask.png",
-    }
+    assert {path.stem for path in (pretrained / "pictures").iterdir()} == PICTURES
     lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["loss"]) for line in lines)
@@ -45,7 +44,7 @@ def test_pretraining_leaves_a_complete_run_directory(pretrained: Path) -> None:
     assert environment["kernels"]["selective_scan"]["cpu"]
     page = (pretrained / "report.html").read_text()
     assert "hybridmap pretrain map-smoke --data.root" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == len(PICTURES)
     assert from_yaml((pretrained / "recipe.yaml").read_text()).train.steps == 2
 
 
@@ -60,7 +59,7 @@ def test_reconstruct_draws_a_row_per_image(pretrained: Path, photo_folder: Path,
     for count in (1, 2):
         assert main(["reconstruct", str(pretrained), *images[:count], "-o", str(tmp_path / "out.png")]) == 0
         with Image.open(tmp_path / "out.png") as picture:
-            assert picture.size == (4 * (128 + 6) + 6, count * (128 + 6) + 6 + 22)
+            assert picture.size == (4 * (128 + 6) + 6, count * (128 + 6) + 6 + 17)
 
 
 def test_embed_writes_features_with_their_paths(pretrained: Path, photo_folder: Path, tmp_path: Path) -> None:
@@ -116,6 +115,7 @@ def test_finetuning_takes_the_weights_and_the_classes_of_the_data(classifier: Pa
     assert run.recipe.init_from == str(pretrained)
     assert "loaded 67 tensors" in (classifier / "log.txt").read_text()
     assert "val/top1" in (classifier / "report.html").read_text()
+    assert {path.stem for path in (classifier / "pictures").iterdir()} == {"features"}
 
 
 def test_evaluate_prints_the_accuracy(classifier: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,7 @@ def test_the_demo_runs_through_for_two_seeds(
         page = (tmp_path / "demo" / f"seed-{seed}" / "report.html").read_text()
         assert "Did pretraining help?" in page
         assert "hybridmap demo images --out" in page
-        assert page.count("data:image/png;base64,") == 3
+        assert page.count("data:image/png;base64,") == len(PICTURES)
     pretrained, finetuned = (open_run(str(tmp_path / "demo" / "seed-0" / part)) for part in (".", "finetune"))
     assert finetuned.recipe.init_from == str(tmp_path / "demo" / "seed-0")
     assert open_run(str(tmp_path / "demo" / "seed-0" / "scratch")).recipe.init_from is None

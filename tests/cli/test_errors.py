@@ -203,7 +203,7 @@ def test_a_run_without_weights_and_what_is_no_run(refused, pretrained: Path, pho
 
 def test_a_run_of_the_other_kind(refused, pretrained: Path, classifier: Path, photo_folder: Path, tmp_path: Path) -> None:
     image = photo_folder / "rows" / "00.jpg"
-    assert "has no decoder" in refused("reconstruct", classifier, image, "-o", tmp_path / "o.png")
+    assert "predicts no patches" in refused("reconstruct", classifier, image, "-o", tmp_path / "o.png")
     assert "is no classifier; fine-tune it first" in refused("evaluate", pretrained, "--data.root", photo_folder)
 
 

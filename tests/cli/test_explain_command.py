@@ -76,3 +76,24 @@ def test_wrong_images(pretrained: Path, photo: str, tmp_path: Path, capsys: pyte
         assert sentence in said
         assert said.count("\n") == 1
     assert not (tmp_path / "page.png").exists()
+
+
+def test_features_instead_of_maps(pretrained: Path, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "features.png"
+    words = ["explain", str(pretrained), photo, "-o", str(out), "--device", "cpu", "--features"]
+    assert main(words) == 0
+    with Image.open(out) as page:
+        assert page.width == 5 * (128 + 6) + 6  # the image and four layers
+    assert main([*words, "--layers", "3"]) == 0
+    with Image.open(out) as page:
+        assert page.width == 2 * (128 + 6) + 6
+    capsys.readouterr()
+    for more, sentence in (
+        (["--layers", "9"], "layers have the numbers 0 to 3 in this network, got 9"),
+        (["--query", "1,1"], "--features shows all patches and has no maps; leave --query and --parts out"),
+        (["--parts"], "leave --query and --parts out"),
+    ):
+        assert main([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1

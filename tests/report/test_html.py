@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hybridmap.report.html import Table, read_metrics, tables_as_json, write_report
+from hybridmap.report.html import SMALL, WIDE, Table, plot, read_metrics, tables_as_json, write_report
 
 
 class Links(HTMLParser):
@@ -31,7 +31,7 @@ class Links(HTMLParser):
                 if not value.startswith(("data:", "#")):
                     self.fetched.append(value)
             assert not name.startswith("on"), f"a handler: {name}"
-        if tag not in ("meta", "img", "br", "path", "use", "link"):
+        if tag not in ("meta", "img", "br", "path", "use", "link", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -112,6 +112,44 @@ def test_numbers_that_are_not_finite_do_not_break_the_curves(run: Path) -> None:
         file.write('{"step": 9, "loss": NaN}\n{"step": 10, "loss": Infinity}\n{"step": 11, "loss": 0.01}\n')
     assert len(read_metrics(run)) == 11
     assert page(run)[0].count("<svg") == 2
+
+
+def axis(svg: str) -> list[float]:
+    """Numbers at the ticks of the vertical axis."""
+    ticks = re.findall(r'id="text_\d+">\s*(?:<!--.*?-->)?\s*<text[^>]*text-anchor: end[^>]*>([^<]+)</text>', svg)
+    return [float(tick.replace("\u2212", "-")) for tick in ticks if not tick[0].isalpha()]
+
+
+def test_a_high_beginning_leaves_room_for_the_rest() -> None:
+    values = [20.0, 6.0, 2.0, *(1.0 - 0.001 * i for i in range(97))]
+    svg = plot("loss", {"": [(float(i), value) for i, value in enumerate(values)]}, size=WIDE)
+    assert "begins at up to 20" in svg
+    assert axis(svg)
+    assert max(axis(svg)) < 1.2
+    assert min(axis(svg)) > 0.8
+    even = plot("lr", {"": [(float(i), float(i)) for i in range(100)]}, size=WIDE)
+    assert "begins at" not in even
+    assert max(axis(even)) >= 80
+
+
+def test_curves_of_several_runs_share_an_axis_and_say_whose_they_are() -> None:
+    curves = {"one $": [(1.0, 1.0), (2.0, 0.5)], "missing": [], "<two>": [(1.0, 2.0), (4.0, 0.25)]}
+    svg = plot("loss", curves, size=WIDE)
+    assert "one $" in svg
+    assert "&lt;two&gt;" in svg
+    assert "missing" not in svg
+    assert {colour.lower() for colour in re.findall(r"stroke: (#\w{6})", svg)} >= {"#0072b2", "#009e73"}
+    assert "one $" not in plot("loss", curves, size=SMALL)
+
+
+def test_what_might_have_been_chosen_is_folded_away(run: Path) -> None:
+    (run / "pictures" / "all_masks.png").write_bytes((run / "pictures" / "reconstructions.png").read_bytes())
+    text, links = page(run)
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert "Every masking" in folded
+    assert "Reconstructions of held-out images" not in folded
+    assert links.pictures == 2
+    assert links.open == []
 
 
 def test_a_table_survives_json() -> None:

@@ -1,72 +1,112 @@
-"""Pictures show what the model really saw and predicted."""
+"""Reconstructions show what the model really saw and predicted."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from hybridmap.backbones.arm import ARM
 from hybridmap.backbones.hybrid import HybridNet
+from hybridmap.objectives.arm import ARMDecoder, ClusterAR
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
-from hybridmap.report.pictures import (
-    COLUMNS,
-    decoder_masks,
-    objective_pictures,
-    permission_picture,
-    reconstructions,
-    region_picture,
-    save,
-    sheet,
-)
+from hybridmap.report.canvas import HIDDEN
+from hybridmap.report.pictures import COLUMNS, Predicts, drawn, reconstructions, save, sheet
 from hybridmap.tokens.masking import Random
-from hybridmap.types import Batch
+from hybridmap.tokens.regions import Clusters
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+TINT = torch.tensor(HIDDEN)[:, None, None] / 255
 
 
-def small_map(scan: str = "row", size: tuple[int, int] = (16, 24)) -> MAP:
+def small_map(scan: str = "row", size: tuple[int, int] = (16, 24), **changes: Any) -> MAP:
     backbone = HybridNet.Config(layout="MT", embed_dim=16, num_heads=2, img_size=size, patch_size=4, scan=scan)
     decoder = MAPDecoder.Config(width=16, depth=1, num_heads=2)
-    return MAP.Config(backbone=backbone, decoder=decoder, masking=Random.Config(ratio=0.5)).build().eval()
+    return MAP.Config(**({"masking": Random.Config(ratio=0.5)} | changes), backbone=backbone, decoder=decoder).build().eval()
+
+
+def small_clusters() -> ClusterAR:
+    backbone = ARM.Config(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, directions=1, scan="cluster(2)", cls_token=False, positions="sincos"
+    )
+    decoder = ARMDecoder.Config(width=16, depth=2, num_heads=2)
+    return ClusterAR.Config(backbone=backbone, regions=Clusters.Config(size=2), decoder=decoder).build().eval()
+
+
+def normalised(original: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (original - mean) / std
+
+
+def pixels(flags: Tensor, source: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Flags by position in the scan -> one per pixel of the three channels, patches of 4 pixels."""
+    raster = torch.zeros_like(flags).scatter(1, source, flags).view(-1, 1, *grid)
+    return raster.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
 
 
 @pytest.mark.parametrize("scan", ["row", "column"])
 def test_the_four_columns_agree_with_the_mask(scan: str) -> None:
     objective = small_map(scan)
     original = torch.rand(3, 3, 16, 24) * 0.9 + 0.05
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    images = (original - mean) / std
+    images = normalised(original)
     columns = reconstructions(objective, images, MEAN, STD, seed=5)
     assert columns.shape == (3, len(COLUMNS), 3, 16, 24)
     shown, seen, predicted, pasted = columns.unbind(1)
     torch.testing.assert_close(shown, original, atol=1e-5, rtol=0)
 
-    patches = objective.backbone.partition(images)
-    key = torch.arange(3) + 1_000_003 * 5
-    mask = objective.draw(patches, Batch(inputs=images, key=key, step_key=5))
-    hidden = torch.zeros(3, 24, dtype=torch.bool).scatter(1, patches.source, mask.masked)  # raster order
-    hidden = hidden.view(3, 1, 4, 6).repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+    patches, mask = drawn(objective, images, 5)
+    hidden = pixels(mask.masked, patches.source, (4, 6))
     assert hidden.float().mean() == 0.5
-    torch.testing.assert_close(seen[~hidden], original[~hidden], atol=1e-5, rtol=0)
-    torch.testing.assert_close(seen[hidden], torch.full_like(seen[hidden], 0.75), atol=1e-5, rtol=0)
-    torch.testing.assert_close(pasted[~hidden], original[~hidden], atol=1e-5, rtol=0)
-    torch.testing.assert_close(pasted[hidden], predicted[hidden])
+    torch.testing.assert_close(seen, torch.where(hidden, TINT, original), atol=1e-5, rtol=0)
+    assert torch.equal(predicted[~hidden], TINT.expand_as(predicted)[~hidden])
+    torch.testing.assert_close(pasted, torch.where(hidden, predicted, original), atol=1e-5, rtol=0)
+    assert (predicted[hidden] != TINT.expand_as(predicted)[hidden]).all()
 
 
-def test_predictions_are_brought_back_to_pixels() -> None:
-    """A decoder that predicts the target exactly must reproduce the image."""
-    objective = small_map()
-    images = torch.randn(2, 3, 16, 24) * 0.5
+@pytest.mark.parametrize("build", [small_map, small_clusters])
+def test_predictions_are_brought_back_to_pixels(build: Any) -> None:
+    """A decoder that predicts the target exactly must reproduce what it is asked for."""
+    objective = build()
+    images = torch.randn(2, 3, *objective.config.backbone.img_size if build is small_map else (16, 16)) * 0.5
+    objective.predict = lambda patches, mask: objective.target.values(patches)  # type: ignore[method-assign]
+    shown, _, predicted, pasted = reconstructions(objective, images, MEAN, STD).unbind(1)
+    asked_for = (predicted != TINT).any(1, keepdim=True).expand_as(predicted)
+    torch.testing.assert_close(predicted[asked_for], shown[asked_for], atol=1e-3, rtol=0)
+    torch.testing.assert_close(pasted, shown, atol=1e-3, rtol=0)
 
-    def perfect(patches, mask):
-        return objective.target.values(patches)
 
-    objective.predict = perfect  # type: ignore[method-assign]
-    shown, _, predicted, _ = reconstructions(objective, images, MEAN, STD).unbind(1)
-    torch.testing.assert_close(predicted, shown, atol=1e-3, rtol=0)
+def test_clusters_are_predicted_but_for_the_first_and_seen_but_for_the_last() -> None:
+    objective = small_clusters()
+    original = torch.rand(2, 3, 16, 16) * 0.9 + 0.05
+    _, seen, predicted, pasted = reconstructions(objective, normalised(original), MEAN, STD).unbind(1)
+    corner, end = (slice(0, 8), slice(0, 8)), (slice(8, 16), slice(8, 16))
+    tinted = [(column == TINT).all(1) for column in (seen, predicted)]
+    for flags, (rows, columns) in zip(tinted, (end, corner), strict=True):
+        assert flags[:, rows, columns].all()
+        assert flags.sum() == 2 * 64
+    torch.testing.assert_close(pasted[:, :, :8, :8], original[:, :, :8, :8], atol=1e-5, rtol=0)
+    assert torch.equal(pasted[:, :, 8:], predicted[:, :, 8:])
+
+
+def test_with_a_loss_on_all_patches_all_are_predicted() -> None:
+    objective = small_map(loss_on="all", masking=Random.Config(ratio=0.0))
+    _, seen, predicted, pasted = reconstructions(objective, torch.randn(2, 3, 16, 24), MEAN, STD).unbind(1)
+    assert not (seen == TINT).all(1).any()
+    assert torch.equal(predicted, pasted)
+
+
+def test_grey_images_are_shown_with_tinted_patches() -> None:
+    backbone = HybridNet.Config(layout="M", embed_dim=16, img_size=16, patch_size=4, in_chans=1)
+    objective = MAP.Config(backbone=backbone, decoder=MAPDecoder.Config(width=16, depth=1, num_heads=2)).build().eval()
+    columns = reconstructions(objective, torch.randn(2, 1, 16, 16), (0.5,), (1.0,))
+    assert columns.shape == (2, 4, 3, 16, 16)
+    assert (columns[:, 1] == TINT).all(1).sum() == 2 * 8 * 16
+    assert torch.equal(columns[:, 0, 0], columns[:, 0, 2])
 
 
 def test_masks_follow_from_the_seed() -> None:
@@ -76,52 +116,19 @@ def test_masks_follow_from_the_seed() -> None:
     assert not torch.equal(first, other)
 
 
+def test_who_predicts_patches_can_be_told() -> None:
+    assert isinstance(small_map(), Predicts)
+    assert isinstance(small_clusters(), Predicts)
+    assert not isinstance(small_map().backbone, Predicts)
+
+
 def test_a_sheet_has_a_row_per_image_and_a_title_per_column() -> None:
     columns = torch.rand(2, 4, 3, 16, 24)
     picture = sheet(columns, min_size=32)
-    assert picture.size == (4 * (48 + 6) + 6, 2 * (32 + 6) + 6 + 22)
-    assert picture.getpixel((6 + 1, 22 + 6 + 1)) == tuple((columns[0, 0, :, 0, 0] * 255).round().int().tolist())
-    assert sheet(torch.rand(1, 4, 1, 8, 8)).size[0] == 4 * (128 + 6) + 6
-
-
-def test_a_region_picture_colours_patches_by_rank() -> None:
-    ranks = torch.tensor([0, 0, 1, 1])
-    picture = region_picture(ranks, torch.arange(4), (2, 2))
-    cell = (picture.width - 1) // 2
-    colours = [picture.getpixel((x * cell + 3, y * cell + 3)) for y in (0, 1) for x in (0, 1)]
-    assert colours[0] == colours[1] != colours[2] == colours[3]
-    hatched = region_picture(ranks, torch.arange(4), (2, 2), torch.tensor([True, False, False, False]))
-    assert hatched.tobytes() != picture.tobytes()
-
-
-def test_a_permission_picture_shows_exactly_what_is_allowed() -> None:
-    allowed = torch.tensor([[True, False], [True, True]])
-    picture = permission_picture(allowed, torch.tensor([0, 1]))
-    side = picture.width // 2
-    hidden = picture.getpixel((side + 1, 1))
-    assert hidden == (238, 238, 238)
-    assert picture.getpixel((1, 1)) == picture.getpixel((1, side + 1)) != hidden
-    assert picture.getpixel((side + 1, side + 1)) not in (hidden, picture.getpixel((1, 1)))
-
-
-def test_the_pictures_of_an_objective_have_its_grid() -> None:
-    pictures = objective_pictures(small_map(), torch.randn(2, 3, 16, 24))
-    assert set(pictures) == {"regions", "decoder_mask"}
-    assert pictures["regions"].width > pictures["regions"].height
-    assert pictures["decoder_mask"].width == pictures["decoder_mask"].height
-
-
-def test_the_four_relations_differ_as_the_paper_says() -> None:
-    masks = {title: mask for title, (_, mask) in decoder_masks((4, 4)).items()}
-    background = (238, 238, 238)
-    share = {
-        title.split(":")[0]: sum(p != background for p in picture.get_flattened_data()) for title, picture in masks.items()
-    }
-    pixels = next(iter(masks.values())).width ** 2
-    assert share["MAE"] == pixels
-    assert share["local MAE"] == pixels // 4
-    assert share["MAP"] == pixels * 10 // 16
-    assert share["AR"] == pixels * 136 // 256
+    assert picture.size == (4 * (48 + 6) + 6, 2 * (32 + 6) + 6 + 17)
+    for k in (0, 3):
+        corner = (6 + k * 54 + 1, 6 + 17 + 1)
+        assert picture.getpixel(corner) == tuple((columns[0, k, :, 0, 0] * 255).round().int().tolist())
 
 
 def test_pictures_are_saved_whole(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("RUN IMAGE... -o FILE", "original, visible patches, prediction, prediction pasted"),
     "explain": ("RUN|FILE|MODEL IMAGE -o FILE", "what each layer looks at in an image, and the scan order"),
     "report": ("RUN", "report.html and pictures of a run, finished or not"),
+    "compare": ("RUN RUN... [-o FILE]", "several runs on one page: scores, settings, curves, the same images reconstructed"),
     "convert": ("OFFICIAL_FILE -o FILE [--img-size N]", "weights of the official implementations in our names"),
     "export": ("RUN|FILE|MODEL -o FILE", "a network for runtimes, as ONNX or as a program of torch.export"),
     "table": ("NAME|all|claims [--scale SCALE]", "tables and claims of the paper, run here beside what it prints"),

@@ -1,4 +1,7 @@
-"""``hybridmap explain RUN|FILE|MODEL IMAGE -o FILE``: what each layer looks at in an image, and the scan order, on one page."""
+"""``hybridmap explain RUN|FILE|MODEL IMAGE -o FILE``: what each layer looks at in an image, and the scan order, on one page.
+
+With ``--features``, what the patches have become there: principal components of their features as colours.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,9 @@ class Options(Common):
     """ROW,COL of a patch: maps of what it hears, instead of what the class token, the registers or all patches hear."""
     parts: bool = False
     """A map of its own for each head and for each scan direction, instead of their mean."""
+    features: bool = False
+    """Instead of maps, three principal components of the patch features as red, green and blue; --layers are then those behind
+    which they are taken, of a hierarchical network its stages (default: four depths)."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("expected an image; hybridmap explain RUN|FILE|MODEL IMAGE -o out.png")
     if Path(options.output).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"-o must name a picture, such as out.png, got {options.output}")
+    if options.features and (options.parts or options.query is not None):
+        raise UserError("--features shows all patches and has no maps; leave --query and --parts out")
     layers = None if options.layers is None else _numbers(options.layers, "--layers expects numbers with commas, such as 0,3,7")
     query = None if options.query is None else _place(options.query)
     device = device_named(options.device)
@@ -52,8 +60,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{options.image} has a side of {smaller} pixels, less than one patch ({patch}); give a larger image")
     # Here, because it brings matplotlib, for which a mistake in the arguments need not wait.
     from hybridmap.report.explain import explain, page
+    from hybridmap.report.features import feature_picture
     from hybridmap.report.pictures import save
 
+    if options.features:
+        shown = denormalise(images, data.mean, data.std).expand(-1, 3, -1, -1)
+        print(save(feature_picture(source.backbone.to(device).eval(), images, shown, layers), options.output))
+        return 0
     found = explain(source.backbone.to(device).eval(), images, layers=layers, query=query, parts=options.parts)
     title = f"{Path(options.source).name} looks at {Path(options.image).name}"
     print(save(page(found, denormalise(images, data.mean, data.std)[0], title), options.output))

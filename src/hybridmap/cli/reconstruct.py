@@ -12,8 +12,7 @@ from PIL import Image
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.runs import device_named, evaluation_data, open_run, read_images
 from hybridmap.errors import UserError
-from hybridmap.objectives.map import MAP
-from hybridmap.report.pictures import reconstructions, save, sheet
+from hybridmap.report.pictures import Predicts, reconstructions, save, sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +36,14 @@ def main(arguments: Sequence[str]) -> int:
     if not any(options.output.lower().endswith(suffix) for suffix in known):
         raise UserError(f"-o must name a picture, such as out.png, got {options.output}")
     run = open_run(options.run)
-    if not isinstance(run.learner, MAP):
-        raise UserError(f"{run.name} has no decoder, so it cannot reconstruct; give the directory of a pretraining run")
     device = device_named(options.device)
+    learner = run.learner.to(device).eval()
+    if not isinstance(learner, Predicts):
+        raise UserError(
+            f"{run.name} predicts no patches, so it cannot reconstruct; give the directory of a pretraining run that does"
+        )
     data = evaluation_data(run)
     images = read_images(options.images, data).to(device)
-    columns = reconstructions(run.learner.to(device).eval(), images, data.mean, data.std, seed=options.seed)
+    columns = reconstructions(learner, images, data.mean, data.std, seed=options.seed)
     print(save(sheet(columns), options.output))
     return 0

@@ -10,9 +10,12 @@ import tyro
 
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.runs import Run, device_named, evaluation_data, open_run, sample_images
-from hybridmap.objectives.map import MAP
+from hybridmap.data.image_transforms import denormalise
+from hybridmap.report.canvas import image_of
+from hybridmap.report.choices import all_choices, own_choices
+from hybridmap.report.features import feature_picture
 from hybridmap.report.html import write_report
-from hybridmap.report.pictures import objective_pictures, reconstructions, save, sheet
+from hybridmap.report.pictures import Predicts, reconstructions, save, sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +34,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(run: Run, *, device: str = "auto", images: int = 8, title: str | None = None) -> Path:
-    """Draw what the run's objective sees and predicts, then write the page. A learner that predicts nothing has no pictures."""
-    if isinstance(run.learner, MAP):
-        chosen = device_named(device)
-        objective = run.learner.to(chosen).eval()
-        # Held-out images where there are any: a run on all images has none, and a part of a small folder may be unreadable.
-        data = evaluation_data(run, split="all" if getattr(run.data, "split", "all") == "all" else "test")
-        shown = sample_images(data, images).to(chosen)
-        columns = reconstructions(objective, shown, data.mean, data.std)
-        save(sheet(columns), run.path / "pictures" / "reconstructions.png")
-        for name, picture in objective_pictures(objective, shown).items():
-            save(picture, run.path / "pictures" / f"{name}.png")
+    """Draw the run's features, and what its objective sees and predicts if it does, then write the page."""
+    chosen = device_named(device)
+    learner = run.learner.to(chosen).eval()
+    # Held-out images where there are any: a run on all images has none, and a part of a small folder may be unreadable.
+    data = evaluation_data(run, split="all" if getattr(run.data, "split", "all") == "all" else "test")
+    inputs = sample_images(data, images).to(chosen)
+    shown = denormalise(inputs, data.mean, data.std).expand(-1, 3, -1, -1)
+    pictures = {"features": feature_picture(run.backbone, inputs, shown)}
+    if isinstance(learner, Predicts):
+        photo = image_of(shown[0])
+        pictures["reconstructions"] = sheet(reconstructions(learner, inputs, data.mean, data.std))
+        pictures["own_choices"] = own_choices(learner, inputs[:1], photo)
+        pictures |= all_choices(photo, run.backbone.grid)
+    for name, picture in pictures.items():
+        save(picture, run.path / "pictures" / f"{name}.png")
     return write_report(run.path, title=title)

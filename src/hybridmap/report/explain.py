@@ -14,23 +14,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import matplotlib
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.errors import UserError
 from hybridmap.report.attention_maps import TokenMap, capture, is_known, mixers
+from hybridmap.report.canvas import INK, ORDER, PAPER, PREFIX, QUIET, dot, fitted, fitting, font, frame, image_of
+from hybridmap.report.choices import scan_picture
 from hybridmap.types import Patches
 
-_INK, _QUIET, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
-_FRAME, _PREFIX = (0, 230, 255), (220, 20, 60)
-_HEAT, _ORDER = matplotlib.colormaps["inferno"], matplotlib.colormaps["viridis"]
+_HEAT = matplotlib.colormaps["inferno"]
 _LARGE, _SMALL, _PER_ROW = 384, 168, 8
 """Longer side of the pictures on top and of the maps, in pixels; maps per row."""
 _MARGIN, _GAP, _TITLE, _LABEL, _LEGEND = 14, 10, 32, 34, 400
@@ -192,27 +191,28 @@ def _rows_and_columns(patches: Patches) -> tuple[int, int]:
 
 def page(found: Explanation, picture: Float[Tensor, "C H W"], title: str) -> Image.Image:
     """The page; ``picture`` is the image in values from 0 to 1."""
-    shown = _image(picture)
-    large, small = _fitted(shown.size, _LARGE), _fitted(shown.size, _SMALL)
+    shown = image_of(picture)
+    large, small = fitted(shown.size, _LARGE), fitted(shown.size, _SMALL)
     rows = -(-len(found.shares) // _PER_ROW)
     tile = (small[0] + _GAP, small[1] + _GAP + _LABEL)
     width = max(min(len(found.shares), _PER_ROW) * tile[0], 2 * (large[0] + _GAP) + _LEGEND) + 2 * _MARGIN - _GAP
     top = _MARGIN + _TITLE
     below = top + large[1] + 2 * _GAP
-    canvas = Image.new("RGB", (width, below + rows * tile[1] + _MARGIN - _GAP), _PAPER)
+    canvas = Image.new("RGB", (width, below + rows * tile[1] + _MARGIN - _GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=_font(17))
+    draw.text((_MARGIN, _MARGIN), title, fill=INK, font=font(17))
     canvas.paste(shown.resize(large, Image.Resampling.LANCZOS), (_MARGIN, top))
-    canvas.paste(_scan_picture(shown, found, large), (_MARGIN + large[0] + _GAP, top))
+    scanned = scan_picture(found.sequence, found.grid, shown.resize(large, Image.Resampling.LANCZOS), found.query)
+    canvas.paste(scanned, (_MARGIN + large[0] + _GAP, top))
     _legend(draw, found, (_MARGIN + 2 * (large[0] + _GAP), top), canvas)
     for index, share in enumerate(found.shares):
         left = _MARGIN + index % _PER_ROW * tile[0]
         upper = below + index // _PER_ROW * tile[1]
         even = share.patches.numel()
-        draw.text((left, upper), share.title, fill=_INK, font=_fitting(share.title, 14, small[0]))
+        draw.text((left, upper), share.title, fill=INK, font=fitting(share.title, 14, small[0]))
         note = f"peak {float(share.patches.max()) * even:.1f}x even"
         note += f", prefix {share.prefix:.0%}" if bool((found.sequence < 0).any()) else ""
-        draw.text((left, upper + 18), note, fill=_QUIET, font=_fitting(note, 11, small[0]))
+        draw.text((left, upper + 18), note, fill=QUIET, font=fitting(note, 11, small[0]))
         canvas.paste(_overlay(shown, share, found, small), (left, upper + _LABEL))
     return canvas
 
@@ -224,57 +224,8 @@ def _overlay(shown: Image.Image, share: Share, found: Explanation, size: tuple[i
     grey = shown.convert("L").convert("RGB").resize(size, Image.Resampling.LANCZOS)
     blended = Image.blend(grey, heat.resize(size, Image.Resampling.NEAREST), 0.7)
     if found.query is not None:
-        _frame(ImageDraw.Draw(blended), found, size)
+        frame(ImageDraw.Draw(blended), found.query, found.grid, size)
     return blended
-
-
-def _frame(draw: ImageDraw.ImageDraw, found: Explanation, size: tuple[int, int]) -> None:
-    assert found.query is not None
-    (row, column), (rows, columns) = found.query, found.grid
-    box = [column * size[0] / columns, row * size[1] / rows, (column + 1) * size[0] / columns, (row + 1) * size[1] / rows]
-    draw.rectangle([round(at) for at in box], outline=_FRAME, width=2)
-
-
-def _scan_picture(shown: Image.Image, found: Explanation, size: tuple[int, int]) -> Image.Image:
-    """A line through the patches in the order in which they are scanned, from dark to light, with the prefix tokens on it."""
-    faint = Image.blend(
-        shown.convert("L").convert("RGB").resize(size, Image.Resampling.LANCZOS), Image.new("RGB", size, _PAPER), 0.72
-    )
-    draw = ImageDraw.Draw(faint)
-    rows, columns = found.grid
-    cell = (size[0] / columns, size[1] / rows)
-    order = found.sequence.tolist()
-    points = {
-        place: ((source % columns + 0.5) * cell[0], (source // columns + 0.5) * cell[1])
-        for place, source in enumerate(order)
-        if source >= 0
-    }
-    places = list(points)
-    thick = min(max(2, round(min(cell) / 8)), 5)
-    for before, after in pairwise(places):
-        draw.line([points[before], points[after]], fill=_along(after / len(order)), width=thick)
-    for place in places:
-        _dot(draw, points[place], thick, _along(place / len(order)))
-    radius = max(3, round(min(cell) / 4))
-    for place in (place for place, source in enumerate(order) if source < 0):
-        x, y = _beside(place, points, cell)
-        _dot(draw, (min(max(x, radius), size[0] - radius), min(max(y, radius), size[1] - radius)), radius, _PREFIX)
-    if found.query is not None:
-        _frame(draw, found, size)
-    return faint
-
-
-def _beside(place: int, points: dict[int, tuple[float, float]], cell: tuple[float, float]) -> tuple[float, float]:
-    """Where a prefix token is drawn: half way between its neighbours on the scan, or half a patch before or behind them all."""
-    before, after = (points.get(p) for p in (place - 1, place + 1))
-    if before and after:
-        return (before[0] + after[0]) / 2, (before[1] + after[1]) / 2
-    near = before or after or next(iter(points.values()))
-    return near[0] + (cell[0] / 2 if before else -cell[0] / 2), near[1]
-
-
-def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], radius: float, colour: tuple[int, int, int]) -> None:
-    draw.ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=colour)
 
 
 def _legend(draw: ImageDraw.ImageDraw, found: Explanation, corner: tuple[int, int], canvas: Image.Image) -> None:
@@ -294,46 +245,18 @@ def _legend(draw: ImageDraw.ImageDraw, found: Explanation, corner: tuple[int, in
         *(f"no map: {count} x {kind}" for kind, count in found.without.items()),
     ]
     for line in lines:
-        draw.text((left, top), line, fill=_INK, font=_fitting(line, 14, _LEGEND))
+        draw.text((left, top), line, fill=INK, font=fitting(line, 14, _LEGEND))
         top += 20
-    for colours, low, high in ((_HEAT, "nothing", "peak"), (_ORDER, "scanned first", "last")):
+    for colours, low, high in ((_HEAT, "nothing", "peak"), (ORDER, "scanned first", "last")):
         ramp = colours(torch.linspace(0, 1, _RAMP[0]).expand(_RAMP[1], -1).numpy(), bytes=True)[..., :3]
         top += 12
-        draw.text((left + 100, top), low, fill=_INK, font=_font(14), anchor="ra")
+        draw.text((left + 100, top), low, fill=INK, font=font(14), anchor="ra")
         canvas.paste(Image.fromarray(ramp), (left + 108, top + 1))
-        draw.text((left + 116 + _RAMP[0], top), high, fill=_INK, font=_font(14))
+        draw.text((left + 116 + _RAMP[0], top), high, fill=INK, font=font(14))
         top += _RAMP[1]
     if prefix:
-        _dot(draw, (left + 116, top + 24), 6, _PREFIX)
-        draw.text((left + 130, top + 16), "prefix token", fill=_INK, font=_font(14))
-
-
-def _image(picture: Float[Tensor, "C H W"]) -> Image.Image:
-    values = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().expand(3, -1, -1)
-    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
-
-
-def _fitted(size: tuple[int, int], longer: int) -> tuple[int, int]:
-    """(width, height) of the same shape with this longer side."""
-    width, height = (max(1, round(side * longer / max(size))) for side in size)
-    return width, height
-
-
-def _along(position: float) -> tuple[int, int, int]:
-    """The colour of a place of the scan between 0 (first) and 1 (last)."""
-    red, green, blue, _ = _ORDER(position, bytes=True)
-    return int(red), int(green), int(blue)
-
-
-def _fitting(text: str, size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of this size, or as much smaller as ``text`` needs to be no wider than ``width``, though never below 8."""
-    while size > 8 and _font(size).getlength(text) > width:
-        size -= 1
-    return _font(size)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+        dot(draw, (left + 116, top + 24), 6, PREFIX)
+        draw.text((left + 130, top + 16), "prefix token", fill=INK, font=font(14))
 
 
 __all__ = ["Explanation", "Share", "explain", "page", "read_tokens", "sequence_of"]

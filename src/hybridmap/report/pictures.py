@@ -1,143 +1,128 @@
-"""Pictures of what a model sees, hides and predicts.
+"""Reconstructions: what an objective sees of an image, and what it predicts.
 
-    reconstructions     one row per image: original | what the encoder saw | prediction | prediction pasted with visible patches
-    region_picture      the patch grid coloured by rank, the order in which regions are predicted; masked patches are hatched
-    permission_picture  the decoder mask as a matrix: row i says which patches the decoder may look at while it predicts patch i
+    one objective      original | seen by the encoder | predicted | predicted + the rest
+    several            original | seen | only true means | first | second | ...       the same images under the same masks
 
-All of them are Pillow images drawn from tensors; nothing here needs a display.
+Predictions of normalised pixels are brought back with the mean and the deviation of the *true* patch, as is usual: brightness
+and contrast of each patch are given, only what is inside of it is predicted. "Only true means" shows how much that gives away.
 """
 
 from __future__ import annotations
 
-import colorsys
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 
 from hybridmap.data.image_transforms import denormalise
 from hybridmap.files import replace_file
 from hybridmap.objectives.map import MAP
-from hybridmap.tokens.images import assemble, partition
-from hybridmap.tokens.regions import Rows, Single, Whole, permission
-from hybridmap.types import Batch
+from hybridmap.report.canvas import HIDDEN, Tile, image_of, sized, tiles
+from hybridmap.tokens.images import assemble
+from hybridmap.types import Batch, Mask, Patches
 
-COLUMNS = ("original", "seen by the encoder", "prediction", "prediction + visible")
-_INK, _PAPER, _HIDDEN = (30, 30, 30), (255, 255, 255), 0.75
-_MARGIN, _HEADER = 6, 22
+_LARGEST = 224
+"""Longer side of a picture in pixels: four fit into a page."""
+COLUMNS = ("original", "seen by the encoder", "predicted", "predicted + the rest")
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """An objective whose predictions can be drawn: it masks patches and says something about patches."""
+
+    config: Any
+    backbone: Any
+    regions: Any
+    target: Any
+
+    def draw(self, patches: Patches, batch: Batch) -> Mask: ...
+
+    def predict(self, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]: ...
+
+    def allowed(self, patches: Patches, mask: Mask) -> Tensor | None: ...
+
+
+def drawn(objective: Predicts, images: Float[Tensor, "B C H W"], seed: int = 0) -> tuple[Patches, Mask]:
+    """The patches of normalised images and a mask as in training, from ``seed`` and the place of an image alone."""
+    key = torch.arange(len(images), device=images.device) + 1_000_003 * seed
+    patches = objective.backbone.partition(images)
+    return patches, objective.draw(patches, Batch(inputs=images, key=key, step_key=seed))
+
+
+def asked(objective: Any, patches: Patches, mask: Mask) -> Bool[Tensor, "B N"]:
+    """Which patches an objective is asked for, by position in the scan: the masked ones, unless it says otherwise."""
+    if not isinstance(objective, MAP):
+        return torch.zeros_like(mask.masked).scatter(1, objective.predicted(patches), True)
+    return mask.masked if objective.config.loss_on == "masked" else torch.ones_like(mask.masked)
 
 
 @torch.no_grad()
+def predictions(objective: Predicts, patches: Patches, mask: Mask) -> Float[Tensor, "B N P"]:
+    """What the objective predicts under this mask, on the scale of ``patches.content``."""
+    return objective.target.unnormalise(objective.predict(patches, mask), patches).to(patches.content.dtype)
+
+
+def means(objective: Predicts, patches: Patches) -> Float[Tensor, "B N P"]:
+    """What a prediction of zero looks like: for normalised pixels each patch in its true mean."""
+    return objective.target.unnormalise(torch.zeros_like(patches.content), patches).to(patches.content.dtype)
+
+
+class View:
+    """Patch values of one objective's images, as pictures in [0, 1] with three channels."""
+
+    def __init__(self, objective: Predicts, images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]):
+        """``mean`` and ``std`` (per channel) undo the loader's normalisation of ``images``."""
+        self._size, self._channels = objective.config.backbone.patch_size, images.shape[1]
+        self._mean, self._std = mean, std
+
+    def picture(self, content: Float[Tensor, "B N P"], patches: Patches) -> Float[Tensor, "B 3 H W"]:
+        """Patch values, by position in the scan, in their places."""
+        assert patches.grid is not None  # images always have one
+        whole = assemble(content, patches.source, patches.grid, self._size, self._channels)
+        return denormalise(whole, self._mean, self._std).expand(-1, 3, -1, -1)
+
+    def covered(
+        self, content: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], patches: Patches
+    ) -> Float[Tensor, "B 3 H W"]:
+        """The same with some patches in the tint of hidden ones."""
+        assert patches.grid is not None
+        whole = hidden[..., None].expand_as(content)
+        where = assemble(whole, patches.source, patches.grid, self._size, self._channels)[:, :1]
+        tint = torch.tensor(HIDDEN, device=content.device)[:, None, None] / 255
+        return torch.where(where, tint.to(content.dtype), self.picture(content, patches))
+
+
 def reconstructions(
-    objective: MAP, images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float], *, seed: int = 0
-) -> Float[Tensor, "B 4 C H W"]:
+    objective: Predicts, images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float], *, seed: int = 0
+) -> Float[Tensor, "B 4 3 H W"]:
     """The four columns of :data:`COLUMNS` for normalised ``images``, as values in [0, 1].
 
-    Masks follow from ``seed`` and the position of the image alone. ``mean`` and ``std`` (per channel) undo the loader's
-    normalisation. Predictions of normalised pixels are brought back with the mean and deviation of the true patch.
+    Patches that the encoder did not see, or that the objective is not asked for, have a tint of their own; in the last column
+    those that are not asked for are the true ones. Masks follow from ``seed`` and the position of the image alone. ``mean`` and
+    ``std`` (per channel) undo the loader's normalisation.
     """
-    key = torch.arange(len(images), device=images.device) + 1_000_003 * seed
-    patches = objective.backbone.partition(images)
-    mask = objective.draw(patches, Batch(inputs=images, key=key, step_key=seed))
-    predicted = objective.target.unnormalise(objective.predict(patches, mask), patches).to(images.dtype)
-    hidden = mask.masked[..., None]
-    middle = torch.tensor([(_HIDDEN - m) / s for m, s in zip(mean, std, strict=True)], dtype=images.dtype, device=images.device)
-    grey = middle.repeat(patches.content.shape[-1] // len(middle))  # P: the channel is fastest
+    patches, mask = drawn(objective, images, seed)
+    view, content, wanted = View(objective, images, mean, std), patches.content, asked(objective, patches, mask)
+    predicted = predictions(objective, patches, mask)
     columns = (
-        patches.content,
-        torch.where(hidden, grey, patches.content),
-        predicted,
-        torch.where(hidden, predicted, patches.content),
+        view.picture(content, patches),
+        view.covered(content, mask.masked, patches),
+        view.covered(predicted, ~wanted, patches),
+        view.picture(torch.where(wanted[..., None], predicted, content), patches),
     )
-    grid, size = patches.grid, objective.config.backbone.patch_size
-    assert grid is not None  # images always have one
-    stacked = torch.stack([assemble(content, patches.source, grid, size, images.shape[1]) for content in columns], 1)
-    return denormalise(stacked.flatten(0, 1), mean, std).unflatten(0, stacked.shape[:2])
+    return torch.stack(columns, 1)
 
 
-def sheet(columns: Float[Tensor, "B K C H W"], titles: Sequence[str] = COLUMNS, *, min_size: int = 128) -> Image.Image:
-    """Tiles in rows with one title per column; small tiles are enlarged, without smoothing, to at least ``min_size`` pixels."""
-    rows, count, channels, height, width = columns.shape
-    zoom = max(1, -(-min_size // min(height, width)))
-    tile = (width * zoom, height * zoom)
-    canvas = Image.new("RGB", (count * (tile[0] + _MARGIN) + _MARGIN, rows * (tile[1] + _MARGIN) + _MARGIN + _HEADER), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), _font(13)
-    values = (columns.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    values = values if channels == 3 else values[:, :, :1].expand(-1, -1, 3, -1, -1)
-    for k, title in enumerate(titles):
-        left = _MARGIN + k * (tile[0] + _MARGIN)
-        draw.text((left, 4), _fit(title, font, tile[0]), fill=_INK, font=font)
-        for b in range(rows):
-            image = Image.fromarray(values[b, k].permute(1, 2, 0).contiguous().numpy())
-            canvas.paste(image.resize(tile, Image.Resampling.NEAREST), (left, _HEADER + _MARGIN + b * (tile[1] + _MARGIN)))
-    return canvas
-
-
-def region_picture(
-    ranks: Int[Tensor, "N"], source: Int[Tensor, "N"], grid: tuple[int, int], masked: Bool[Tensor, "N"] | None = None
-) -> Image.Image:
-    """The patch grid, each patch with its rank and the colour of its rank; masked patches are hatched."""
-    rows, columns = grid
-    cell = max(14, min(48, 420 // max(grid)))
-    canvas = Image.new("RGB", (columns * cell + 1, rows * cell + 1), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), _font(max(8, cell // 3))
-    highest = max(int(ranks.max()), 1)
-    hidden = [False] * len(ranks) if masked is None else masked.tolist()
-    for rank, position, is_hidden in zip(ranks.tolist(), source.tolist(), hidden, strict=True):
-        top, left = position // columns * cell, position % columns * cell
-        draw.rectangle((left, top, left + cell, top + cell), fill=_colour(rank / highest), outline=_PAPER)
-        if is_hidden:
-            for offset in range(4, 2 * cell, 6):
-                start, end = max(0, offset - cell), min(offset, cell)
-                draw.line((left + start, top + offset - start, left + end, top + offset - end), fill=_PAPER)
-        draw.text((left + cell / 2, top + cell / 2), str(rank), fill=_INK, font=font, anchor="mm")
-    return canvas
-
-
-def permission_picture(allowed: Bool[Tensor, "N N"], ranks: Int[Tensor, "N"]) -> Image.Image:
-    """The decoder mask: pixel (i, j) has the colour of j's rank where the prediction of patch i may look at patch j."""
-    highest = max(int(ranks.max()), 1)
-    palette = torch.tensor([_colour(rank / highest) for rank in range(highest + 1)], dtype=torch.uint8)
-    ranks, allowed = ranks.cpu(), allowed.cpu()
-    picture = torch.where(allowed[..., None], palette[ranks][None], torch.tensor(238, dtype=torch.uint8))  # N N 3
-    zoom = max(1, 420 // len(ranks))
-    image = Image.fromarray(picture.contiguous().numpy())
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-
-
-def objective_pictures(objective: MAP, images: Float[Tensor, "B C H W"], *, seed: int = 0) -> dict[str, Image.Image]:
-    """``regions`` and ``decoder_mask`` of the first image, as the objective would use them."""
-    patches = objective.backbone.partition(images[:1])
-    key = torch.zeros(1, dtype=torch.int64, device=images.device)
-    mask = objective.draw(patches, Batch(inputs=images[:1], key=key, step_key=seed))
-    ranks = objective.regions(patches, mask)
-    assert patches.grid is not None
-    rows, columns = patches.grid
-    return {
-        "regions": region_picture(ranks[0], patches.source[0], (rows, columns), mask.masked[0]),
-        "decoder_mask": permission_picture(permission(ranks, objective.config.decoder_mask)[0, 0], ranks[0]),
-    }
-
-
-def decoder_masks(grid: tuple[int, int]) -> dict[str, tuple[Image.Image, Image.Image]]:
-    """The four relations of the paper on one grid: title -> (order of prediction, decoder mask)."""
-    cases = {
-        "MAE: one region": (Whole, "mae"),
-        "local MAE: own row": (Rows, "local_mae"),
-        "MAP: own and earlier rows": (Rows, "map"),
-        "AR: patch by patch": (Single, "ar"),
-    }
-    found = {}
-    patches = partition(torch.zeros(1, 1, *grid), 1)
-    for title, (regions, relation) in cases.items():
-        ranks = regions.Config().build()(patches, None)
-        allowed = permission(ranks, relation)[0, 0]
-        found[title] = (region_picture(ranks[0], patches.source[0], grid), permission_picture(allowed, ranks[0]))
-    return found
+def sheet(columns: Float[Tensor, "B K 3 H W"], titles: Sequence[str] = COLUMNS, *, min_size: int = 128) -> Image.Image:
+    """Pictures with one title per column; small ones are enlarged, without smoothing, to at least ``min_size`` pixels."""
+    rows = [[sized(image_of(values), min_size, _LARGEST) for values in row] for row in columns]
+    first = [Tile(image=image, title=title) for image, title in zip(rows[0], titles, strict=True)]
+    return tiles([first, *([Tile(image=image) for image in row] for row in rows[1:])])
 
 
 def save(image: Image.Image, path: str | Path) -> Path:
@@ -148,29 +133,4 @@ def save(image: Image.Image, path: str | Path) -> Path:
     return replace_file(path, content.getvalue())
 
 
-def _colour(position: float) -> tuple[int, int, int]:
-    """A light colour for a rank between 0 (first) and 1 (last), from blue through green to red."""
-    red, green, blue = colorsys.hls_to_rgb(0.62 * (1 - position), 0.66, 0.62)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    while len(text) > 1 and font.getlength(text) > width:
-        text = text[:-1]
-    return text
-
-
-__all__ = [
-    "COLUMNS",
-    "decoder_masks",
-    "objective_pictures",
-    "permission_picture",
-    "reconstructions",
-    "region_picture",
-    "save",
-    "sheet",
-]
+__all__ = ["COLUMNS", "Predicts", "View", "asked", "drawn", "means", "predictions", "reconstructions", "save", "sheet"]
