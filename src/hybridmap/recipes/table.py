@@ -38,6 +38,7 @@ from hybridmap.tasks.knn import KNN
 from hybridmap.tasks.linear_probe import LinearProbe
 from hybridmap.train.loop import build_learner, train
 from hybridmap.train.recipe import Recipe
+from hybridmap.train.run_dir import version_of
 from hybridmap.train.weights import load_run
 
 Scale = Literal["smoke", "trend", "full"]
@@ -132,11 +133,9 @@ class Cell:
     @property
     def key(self) -> str:
         """Hash of all that decides the result: resolved recipes with their seed, exams, scale, and the version of the code."""
-        from hybridmap import __version__
-
         what = {
             "procedure": _PROCEDURE,
-            "version": __version__,
+            "version": version_of("hybridmap"),
             "scale": self.scale,
             "stages": [to_tree(stage) for stage in self.stages],
             "exams": [to_tree(exam) for exam in self.exams],

@@ -197,11 +197,12 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         "processes": processes,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in _PACKAGES if (version := version_of(name))},
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
