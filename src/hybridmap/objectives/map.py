@@ -84,7 +84,8 @@ class MAP(PatchObjective):
             )
         if config.encoder_causal == "region" and dense:
             raise UserError(
-                f"{type(self.backbone).__name__} cannot encode causally: its convolutions look ahead; leave encoder_causal at none"
+                f"{type(self.backbone).__name__} cannot encode causally: its convolutions look ahead; leave "
+                "encoder_causal at none"
             )
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
