@@ -311,7 +311,7 @@ class HierarchicalBackbone(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Stem, blocks (one group each, or one per stage if ``coarse``); norm and head match nothing and come last."""
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.downsample", MATCH_PREV_GROUP)]
-        return {"stem": r"^(stem|mask_token)", "blocks": r"^stages\.(\d+)" if coarse else fine}
+        return {"stem": r"^(?:stem|mask_token)", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self._stages():

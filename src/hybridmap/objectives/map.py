@@ -86,7 +86,7 @@ class MAP(PatchObjective):
             )
         if config.encoder_causal == "region" and dense:
             raise UserError(
-                f"{type(self.backbone).__name__} cannot read an image one way, since its convolutions look ahead; leave "
+                f"{type(self.backbone).__name__} cannot encode causally: its convolutions look ahead; leave "
                 "encoder_causal at none"
             )
         self.masking: Masking = config.masking.build()
