@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from hybridmap.backbones import find
-from hybridmap.recipes.smoke import small_backbone
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -104,7 +103,7 @@ def test_moco_is_measured_beside_its_two_passes(
     assert spec.loader is not None
     moco = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(moco)
-    monkeypatch.setattr(moco, "find", lambda name: small_backbone(find(name)))
+    monkeypatch.setattr(moco, "find", lambda name: find(name).small())
     arguments = ["--batch", "2", "--queue", "4", "--rounds", "1", "--csv", str(tmp_path / "moco.csv")]
     monkeypatch.setattr(sys, "argv", ["moco.py", *arguments])
     assert moco.main() in (0, 1)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hybridmap.backbones.hybrid import HybridNet
@@ -58,3 +59,4 @@ def run(rank: int, size: int, port: int, out: Path) -> None:
             world.wrap(sharded, "fsdp")(Batch(inputs=views[0], key=torch.arange(4), views=views))
         except UserError as error:
             (out / f"{rank}.txt").write_text(str(error))
+        dist.barrier()  # who leaves while the other still gathers, takes it down
