@@ -347,7 +347,7 @@ def _adjoint_groups(
                 side, gate, b, after // T, after, sides, batch, L, ch, inside, n, states, real, E, N, first_side, reverse,
                 T, G, NP,
             )  # fmt: skip
-            for k in range(i // T * T, i):  # more than none in what no whole chunk holds
+            for k in range(i // T * T, i):  # from the beginning of the chunk to that of the group
                 (x,) = _load_tokens(side.x, side.x_b, side.x_t, b, k, L, ch, inside, reverse, 1)
                 (dt,) = _load_tokens(side.dt, side.dt_b, side.dt_t, b, k, L, ch, inside, reverse, 1)
                 (B,) = _load_tokens(side.B, side.B_b, side.B_t, b, k, L, n, states, reverse, 1)
