@@ -219,8 +219,8 @@ class _Layer(nn.Module):
 
 
 def _at(table: Float[Tensor, "T"], t: Int[Tensor, "*M"], like: Float[Tensor, "*M C"]) -> Float[Tensor, "*M 1"]:
-    """Entries of a table, for vectors. The dtype comes first: not every device has float64."""
-    return table.to(like.dtype).to(like.device)[t][..., None]
+    """Entries of a table, for vectors. The dtype comes first, since not every device has float64; nobody waits for the copy."""
+    return table.to(like.dtype).to(like.device, non_blocking=True)[t][..., None]
 
 
 def _bin_likelihood(

@@ -53,12 +53,19 @@ def silu_slope(v):
 
 @triton.jit
 @no_type_check
-def load_wide(pointer, mask):
-    """What lies there as float32, zero where the mask is false; None masks nothing."""
+def load(pointer, mask):
+    """What lies there in its own precision, zero where the mask is false; None masks nothing."""
     if mask is None:
-        return tl.load(pointer).to(tl.float32)
+        return tl.load(pointer)
     else:
-        return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+        return tl.load(pointer, mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def load_wide(pointer, mask):
+    """The same as float32."""
+    return load(pointer, mask).to(tl.float32)
 
 
 def launch(kernel: Any, programs: int, x: Tensor, *arguments: Any, warps: int, **constants: Any) -> None:

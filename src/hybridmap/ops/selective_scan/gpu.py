@@ -40,7 +40,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hybridmap.ops.gpu import LN2, LOG2E, launch, load_wide, power_of_two, sigmoid, silu_slope, softplus
+from hybridmap.ops.gpu import LN2, LOG2E, launch, load, load_wide, power_of_two, sigmoid, silu_slope, softplus
 from hybridmap.ops.native import rows
 from hybridmap.ops.selective_scan.reference import Direction
 
@@ -137,22 +137,12 @@ def _next_state(h, A, delta, driven, B):
 
 @triton.jit
 @no_type_check
-def _load(pointer, inside):
-    """What lies there in its own precision, zero where ``inside`` is false; None means everywhere."""
-    if inside is None:
-        return tl.load(pointer)
-    else:
-        return tl.load(pointer, mask=inside, other=0.0)
-
-
-@triton.jit
-@no_type_check
 def _load_tokens(pointer, stride_b, stride_t: tl.constexpr, b, i, L, at, inside, reverse: tl.constexpr, count: tl.constexpr):
     """So many tokens in scan order from the i-th on, a vector each, as they are: what is used later must not be waited for."""
     place = _first(pointer, b, stride_b, stride_t, L, reverse) + i * (-stride_t if reverse else stride_t) + at
     tokens = ()
     for j in tl.static_range(count):
-        tokens = tokens + (_load(place + j * (-stride_t if reverse else stride_t), inside),)
+        tokens = tokens + (load(place + j * (-stride_t if reverse else stride_t), inside),)
     return tokens
 
 
@@ -231,9 +221,9 @@ def _forward_groups(
             y = D * x if alone else D * x + others[j]
             deltas, driven, ys = deltas + (delta,), driven + (delta * x,), ys + (y,)
         for j in tl.static_range(G):
-            h = _next_state(h, A, deltas[j], driven[j], _load(B + (i + j) * step * side.B_t, states))
+            h = _next_state(h, A, deltas[j], driven[j], load(B + (i + j) * step * side.B_t, states))
             if not states_only:
-                y = ys[j] + tl.sum(h * _load(C + (i + j) * step * side.C_t, states)[:, None], 0)
+                y = ys[j] + tl.sum(h * load(C + (i + j) * step * side.C_t, states)[:, None], 0)
                 to = at + (i + j) * step * E
                 if not last_side:
                     tl.store(gate.other + to, y, mask=inside)
