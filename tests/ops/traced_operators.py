@@ -162,6 +162,16 @@ def test_activation_checkpointing_of_a_compiled_layer() -> None:
 # The kernels for CUDA devices
 
 
+@quietly
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels run on the device")
+def test_operators_pass_opcheck_with_interpreted_kernels() -> None:
+    with use_backend("gpu"):
+        inputs = scan_inputs(length=3)
+        opcheck(torch.ops.hybridmap.selective_scan, (*inputs, True, True, 0.5, True))
+        fwd, bwd, z = two_directions(batch=1, length=3, channels=2, states=2)
+        opcheck(torch.ops.hybridmap.bidirectional_scan, (*fwd, *bwd, z, True, 0.5, True))
+
+
 def on_cuda(values: list[Tensor | None]) -> list[Tensor | None]:
     return [None if v is None else v.detach().cuda().requires_grad_(v.requires_grad) for v in values]
 

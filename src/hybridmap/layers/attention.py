@@ -27,11 +27,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, causa
     """``softmax(q k^T / sqrt(head width)) v`` of (B, H, Q, W) queries and (B, H, K, W) keys and values.
 
     On CPUs half precision is widened to float32: there the backward pass of torch's own half precision attention takes two to
-    three times as long as float32's with both casts (docs/diary.md).
+    three times as long as float32's with both casts (docs/diary.md). On CUDA devices the fused kernels want head widths that
+    are multiples of 8: others, as the 12 of MAP's decoder, are filled up with zeros, which change no product.
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), allowed, causal).to(q.dtype)
+    width = q.shape[-1]
+    if q.device.type == "cuda" and width % 8:
+        q, k, v = (F.pad(t, (0, -width % 8)) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, allowed, is_causal=causal, scale=width**-0.5)[..., :width]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
 
 

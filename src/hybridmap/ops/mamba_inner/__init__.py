@@ -23,7 +23,7 @@ from hybridmap.errors import UserError
 from hybridmap.ops import backend
 from hybridmap.ops.mamba_inner import fused, reference
 from hybridmap.ops.mamba_inner.reference import Parameters, scan_inputs
-from hybridmap.ops.selective_scan import keeps_states, kept_states
+from hybridmap.ops.selective_scan import keeps_states, kept_states, saves
 
 __all__ = ["Parameters", "grouped", "mamba_inner", "scan_inputs"]
 
@@ -95,7 +95,7 @@ _INPUTS = ", ".join(
 )
 def _mamba_inner(xz, *args):
     *tensors, scale, save_ckpt = args
-    out, kept, projections = fused.forward(xz, grouped(tensors), scale, save_ckpt)
+    out, kept, projections = fused.forward(xz, grouped(tensors), scale, saves(xz, save_ckpt))
     if len(projections) == 1:
         projections.append(xz.new_empty(0))
     return out, kept, *projections
@@ -106,10 +106,10 @@ def _(xz, *args):
     *tensors, _, save_ckpt = args
     directions = grouped(tensors)
     batch, length, width = xz.shape
-    ckpt = kept_states(xz, directions[0].A.shape[1], width // 2, (len(directions),)) if save_ckpt else (0,)
+    shape = kept_states(xz, directions[0].A.shape[1], width // 2, (len(directions),)) if saves(xz, save_ckpt) else (0,)
     projections = [xz.new_empty(batch, length, p.x_proj.shape[0]) for p in directions] + [xz.new_empty(0)]
     wide = torch.promote_types(xz.dtype, torch.float32)
-    return xz.new_empty(batch, length, width // 2), xz.new_empty(ckpt, dtype=wide), *projections[:2]
+    return xz.new_empty(batch, length, width // 2), xz.new_empty(shape, dtype=wide), *projections[:2]
 
 
 @torch.library.custom_op(

@@ -250,11 +250,14 @@ def keeps_states(*tensors: Tensor | None) -> bool:
     """Whether the forward pass keeps what the backward pass starts from: only where one may come, and never in an export.
 
     The number of kept states would tie an exported program to a range of lengths; a backward pass that finds none recomputes.
-    So it does on CUDA devices, where memory is dearer than that, see ``gpu.py``.
     """
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    for_gpu = any(t is not None and backend.for_gpu(t) for t in tensors)
-    return wanted and not for_gpu and not torch.compiler.is_exporting()
+    return wanted and not torch.compiler.is_exporting()
+
+
+def saves(x: Tensor, save_ckpt: bool) -> bool:
+    """Whether an operator that is asked to keep states for the backward pass does: never on CUDA devices, see ``gpu.py``."""
+    return save_ckpt and not backend.for_gpu(x)
 
 
 def _check(d: Direction, z: Tensor | None, h0: Tensor | None) -> None:
@@ -298,7 +301,7 @@ def performer(x: Tensor) -> ModuleType:
 
 
 # The operators. ``ckpt`` holds the state before every chunk of tokens, with the shape ``kept_states``, whose axis of directions
-# only the bidirectional scan has; it is empty without ``save_ckpt``.
+# only the bidirectional scan has; it is empty without ``save_ckpt``, and on CUDA devices.
 
 _SCAN_INPUTS = "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0"
 _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
@@ -310,18 +313,18 @@ _SCAN_FLAGS = "bool softplus, bool reverse, float out_scale"
     schema=f"({_SCAN_INPUTS}, {_SCAN_FLAGS}, bool save_ckpt) -> (Tensor out, Tensor last_state, Tensor ckpt)",
 )
 def _selective_scan(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
-    start = None if h0 is None else h0.unsqueeze(0)
+    start, keep = None if h0 is None else h0.unsqueeze(0), saves(x, save_ckpt)
     out, last, kept = performer(x).forward(
-        [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=save_ckpt, end=True
+        [Direction(x, dt, A, B, C, D, bias)], [reverse], z, start, softplus=softplus, scale=out_scale, keep=keep, end=True
     )
     assert last is not None
-    return out, last.squeeze(0), kept.squeeze(1) if save_ckpt else kept
+    return out, last.squeeze(0), kept.squeeze(1) if keep else kept
 
 
 @_selective_scan.register_fake
 def _(x, dt, A, B, C, D, z, bias, h0, softplus, reverse, out_scale, save_ckpt):
     wide = torch.promote_types(x.dtype, torch.float32)
-    ckpt = kept_states(x, A.shape[1], x.shape[2]) if save_ckpt else (0,)
+    ckpt = kept_states(x, A.shape[1], x.shape[2]) if saves(x, save_ckpt) else (0,)
     return x.new_empty(x.shape), x.new_empty((x.shape[0], *A.shape), dtype=wide), x.new_empty(ckpt, dtype=wide)
 
 
@@ -389,7 +392,7 @@ def _bidirectional_scan(*args):
         None,
         softplus=softplus,
         scale=out_scale,
-        keep=save_ckpt,
+        keep=saves(tensors[0], save_ckpt),
     )
     return out, kept
 
@@ -397,7 +400,7 @@ def _bidirectional_scan(*args):
 @_bidirectional_scan.register_fake
 def _(*args):
     x, A, save_ckpt = args[0], args[2], args[-1]
-    ckpt = kept_states(x, A.shape[1], x.shape[2], (2,)) if save_ckpt else (0,)
+    ckpt = kept_states(x, A.shape[1], x.shape[2], (2,)) if saves(x, save_ckpt) else (0,)
     return x.new_empty(x.shape), x.new_empty(ckpt, dtype=torch.promote_types(x.dtype, torch.float32))
 
 

@@ -8,16 +8,17 @@ tile in registers; for 16 states a program is one warp, so that no two warps eve
                                                    y = C . state + D x; gate and store, or leave y
                                                    for the other direction                              E
 
-    backward, first of all:                        the states again, keeping every T-th                 S E
-    then, G tokens at a time, the last first:      their states, from the kept one                      S E
+    backward, first of all:                        the same again, but keep every T-th state            S E
+                                                   and store dz and the gradient of y instead of out    E
+    then, T tokens at a time, the last first:      their states, from the kept one                      S E
                                                    the adjoint recurrence (README.md)                   S E
 
 Between the passes nothing is kept: states before every fourth token would be the largest part of what a network keeps, and
-they take a sixth of the backward pass to make.
+all of the first half together takes a quarter of the backward pass.
 
 How a tile lies in the lanes decides the cost, and Triton derives it from how the tile lies in memory. The forward pass has
 one sum, over states (y): there a lane has whole channels, with all their states, and nothing crosses lanes, see ``_tile``.
-The backward pass sums over states (y, s, q) and over channels (dB, dC): there a lane has four neighbouring channels and every
+The sweep back sums over states (s, q) and over channels (dB, dC): there a lane has four neighbouring channels and every
 fourth state of them, so that the former meet in two steps between lanes and the latter in three.
 
 What is left is latency. Registers for values on their way would cost warps, so the next tokens are only touched: one read per
@@ -44,14 +45,14 @@ from hybridmap.ops.gpu import LN2, LOG2E, launch, load, load_wide, power_of_two,
 from hybridmap.ops.native import rows
 from hybridmap.ops.selective_scan.reference import Direction
 
-KEPT = 4
-"""T: tokens that are loaded at once, and between two kept states."""
-GROUP = 2
-"""G: tokens whose states the backward pass has in registers; divides T."""
+GROUP = 4
+"""T: tokens of a group."""
 VALUES = 32
-"""Of a tile, per lane, in the forward pass; half as many in the backward pass, which has more tiles."""
+"""Of a tile, per lane, in the forward pass; half as many in the sweep, which has more tiles."""
 REGISTERS = 168
 """Per lane in the forward pass: 12 warps to a multiprocessor."""
+REGISTERS_AGAIN = 255
+"""The same when it runs again for a backward pass; with fewer, it would spill."""
 
 
 class _Side(NamedTuple):
@@ -108,6 +109,10 @@ class _Gate(NamedTuple):
     dz: Tensor | None = None
     dz_b: int = 0
     dz_t: tl.constexpr = tl.constexpr(0)
+    dy: Tensor | None = None
+    """The gradient of y, before the gate"""
+    dy_b: int = 0
+    dy_t: tl.constexpr = tl.constexpr(0)
 
 
 @triton.jit
@@ -181,19 +186,20 @@ def _hold(values, anywhere, batch):
 def _forward_groups(
     h, A, D, bias, side, gate, scale, batch, b, first, groups, L, ch, E: tl.constexpr, N: tl.constexpr,
     first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    states_only: tl.constexpr, T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    again: tl.constexpr, T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """So many groups of G tokens, from the first token in scan order on; returns the state after them.
 
-    ``states_only``: what is wanted are the states before every T-th token, and nothing else is computed.
+    ``again``: not out is wanted but, for a backward pass, the states before every T-th token and the gradients at the gate.
     """
     n = tl.arange(0, NP)
     inside = None if E % BD == 0 else ch < E
     states = None if N == NP else n < N
     real = None if N == NP and E % BD == 0 else (n < N)[:, None] & (ch < E)[None, :]
     step: tl.constexpr = -1 if reverse else 1
-    gated: tl.constexpr = last_side and gate.z is not None and not states_only
-    alone: tl.constexpr = first_side or states_only
+    summed: tl.constexpr = gate.z is not None or not again  # without a gate, no gradient depends on y
+    gated: tl.constexpr = last_side and gate.z is not None
+    alone: tl.constexpr = first_side or not summed
     block = tl.min(ch, 0)
     B = _first(side.B, b, side.B_b, side.B_t, L, reverse) + n
     C = _first(side.C, b, side.C_b, side.C_t, L, reverse) + n
@@ -205,15 +211,19 @@ def _forward_groups(
         touched += _touch(side.dt, side.dt_b, side.dt_t, b, after, L, block, E, BD, reverse, G)
         if gated:
             touched += _touch(gate.z, gate.z_b, gate.z_t, b, after, L, block, E, BD, reverse, G)
+            if again:
+                touched += _touch(gate.dout, gate.dout_b, gate.dout_t, b, after, L, block, E, BD, reverse, G)
         touched_states = _touch(side.B, side.B_b, side.B_t, b, after, L, 0, N, NP, reverse, G)
-        if not states_only:
+        if summed:
             touched_states += _touch(side.C, side.C_b, side.C_t, b, after, L, 0, N, NP, reverse, G)
-        elif i % T == 0:
+        if again and i % T == 0:
             tl.store(side.kept + (i // T * sides * batch + b) * N * E + _tile(ch, E, NP), h, mask=real)
         xs = _load_tokens(side.x, side.x_b, side.x_t, b, i, L, ch, inside, reverse, G)
         dts = _load_tokens(side.dt, side.dt_b, side.dt_t, b, i, L, ch, inside, reverse, G)
         others = xs if alone else _load_tokens(gate.other, L * E, E, b, i, L, ch, inside, reverse, G)
         zs = _load_tokens(gate.z, gate.z_b, gate.z_t, b, i, L, ch, inside, reverse, G) if gated else xs
+        before: tl.constexpr = gated and again
+        douts = _load_tokens(gate.dout, gate.dout_b, gate.dout_t, b, i, L, ch, inside, reverse, G) if before else xs
         deltas, driven, ys = (), (), ()
         for j in tl.static_range(G):
             x = xs[j].to(tl.float32)
@@ -222,15 +232,20 @@ def _forward_groups(
             deltas, driven, ys = deltas + (delta,), driven + (delta * x,), ys + (y,)
         for j in tl.static_range(G):
             h = _next_state(h, A, deltas[j], driven[j], load(B + (i + j) * step * side.B_t, states))
-            if not states_only:
+            if summed:
                 y = ys[j] + tl.sum(h * load(C + (i + j) * step * side.C_t, states)[:, None], 0)
                 to = at + (i + j) * step * E
+                z = zs[j].to(tl.float32)
                 if not last_side:
                     tl.store(gate.other + to, y, mask=inside)
+                elif again:
+                    gy = douts[j].to(tl.float32) * scale
+                    to_z = _first(gate.dz, b, gate.dz_b, gate.dz_t, L, reverse) + (i + j) * step * gate.dz_t + ch
+                    tl.store(to_z, (gy * y * silu_slope(z)).to(gate.dz.dtype.element_ty), mask=inside)
+                    tl.store(gate.dy + to, gy * z * sigmoid(z), mask=inside)
                 else:
                     y *= scale
                     if gated:
-                        z = zs[j].to(tl.float32)
                         y *= z * sigmoid(z)
                     tl.store(gate.out + to, y.to(gate.out.dtype.element_ty), mask=inside)
         _hold(touched, side.A, batch)
@@ -243,7 +258,7 @@ def _forward_groups(
 def _forward_side(
     side, gate, scale, b, ch, batch, L, E: tl.constexpr, N: tl.constexpr,
     first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    states_only: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    again: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     cell = _tile(ch, E, NP)
     real = None if N == NP and E % BD == 0 else (tl.arange(0, NP) < N)[:, None] & (ch < E)[None, :]
@@ -254,11 +269,11 @@ def _forward_side(
     groups = tl.cast(L // T, tl.int64)
     h = _forward_groups(
         h, A, D, bias, side, gate, scale, batch, b, 0, groups, L, ch, E, N,
-        first_side, last_side, sides, reverse, is_softplus, states_only, T, T, NP, BD,
+        first_side, last_side, sides, reverse, is_softplus, again, T, T, NP, BD,
     )  # fmt: skip
     h = _forward_groups(
         h, A, D, bias, side, gate, scale, batch, b, groups * T, L - groups * T, L, ch, E, N,
-        first_side, last_side, sides, reverse, is_softplus, states_only, T, 1, NP, BD,
+        first_side, last_side, sides, reverse, is_softplus, again, T, 1, NP, BD,
     )  # fmt: skip
     if side.last is not None:
         tl.store(side.last + b * N * E + cell, h, mask=real)
@@ -269,7 +284,7 @@ def _forward_side(
 def selective_scan_fwd_kernel(
     pair, gate, scale, batch, L, shift, E: tl.constexpr, N: tl.constexpr,
     sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    states_only: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    again: tl.constexpr, T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     b = tl.cast(tl.program_id(0) // blocks, tl.int64)
@@ -279,40 +294,29 @@ def selective_scan_fwd_kernel(
             tl.debug_barrier()  # what one direction has left for the next is read by the whole program
         _forward_side(
             pair[g], gate, scale, b, ch, batch, L, E, N,
-            g == 0, g == sides - 1, sides, reverse[g], is_softplus, states_only, T, NP, BD,
+            g == 0, g == sides - 1, sides, reverse[g], is_softplus, again, T, NP, BD,
         )  # fmt: skip
 
 
 @triton.jit
 @no_type_check
-def _load_backward(
-    side, gate, b, c, i, sides, batch, L, ch, inside, n, states, real, E: tl.constexpr, N: tl.constexpr,
-    first_side: tl.constexpr, reverse: tl.constexpr,
-    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr,
-):  # fmt: skip
-    """What G tokens of the backward pass read: the state kept before chunk c, x, dt, B, dout, z, y of the other direction."""
-    kept = load_wide(side.kept + (c * sides * batch + b) * N * E + _tile(ch, E, NP), real)
-    xs = _load_tokens(side.x, side.x_b, side.x_t, b, i, L, ch, inside, reverse, G)
-    dts = _load_tokens(side.dt, side.dt_b, side.dt_t, b, i, L, ch, inside, reverse, G)
-    Bs = _load_tokens(side.B, side.B_b, side.B_t, b, i, L, n, states, reverse, G)
-    douts = _load_tokens(gate.dout, gate.dout_b, gate.dout_t, b, i, L, ch, inside, reverse, G)
-    zs = xs if gate.z is None else _load_tokens(gate.z, gate.z_b, gate.z_t, b, i, L, ch, inside, reverse, G)
-    alone: tl.constexpr = gate.z is None or first_side
-    others = xs if alone else _load_tokens(gate.other, L * E, E, b, i, L, ch, inside, reverse, G)
-    return kept, xs, dts, Bs, douts, zs, others
+def _touch_kept(kept, E: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, block, BD: tl.constexpr):
+    """One value of every 32 bytes of a (states, channels) tile, see ``_touch``."""
+    k = tl.arange(0, NP * BD // 8)
+    row, ch = k // (BD // 8), block + k % (BD // 8) * 8
+    return load_wide(kept + row * E + ch, tl.where(row < N, ch, E) < E)
 
 
 @triton.jit
 @no_type_check
 def _adjoint_groups(
     carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, first, groups, batch, L, ch,
-    E: tl.constexpr, N: tl.constexpr,
-    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    E: tl.constexpr, N: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
     T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """So many groups of G tokens, from the first token in scan order on, the last group first.
 
-    A group's states are recomputed from what was kept before its chunk of T tokens, then the adjoint recurrence runs.
+    A group's states are recomputed from what was kept before its T tokens, then the adjoint recurrence runs.
     """
     n = tl.arange(0, NP)
     inside = None if E % BD == 0 else ch < E
@@ -322,63 +326,55 @@ def _adjoint_groups(
     at = _first(b * L * E, 0, 0, E, L, reverse) + ch
     row = _first((block * batch + b) * L * N, 0, 0, N, L, reverse)
     dBC = side.dBC + n[:, None] * 2 + tl.arange(0, 2)[None, :] + row * 2
-    if groups > 0:
-        i = first + (groups - 1) * G
-        ahead = _load_backward(
-            side, gate, b, i // T, i, sides, batch, L, ch, inside, n, states, real, E, N, first_side, reverse,
-            T, G, NP,
-        )  # fmt: skip
-        for back in range(groups):
-            i = first + (groups - 1 - back) * G
-            after = tl.maximum(i - G, first)  # of the first group, itself
-            h, xs, dts, Bs, douts, zs, others = ahead
-            Cs = _load_tokens(side.C, side.C_b, side.C_t, b, i, L, n, states, reverse, G)
-            ahead = _load_backward(
-                side, gate, b, after // T, after, sides, batch, L, ch, inside, n, states, real, E, N, first_side, reverse,
-                T, G, NP,
-            )  # fmt: skip
-            for k in range(i // T * T, i):  # from the beginning of the chunk to that of the group
-                (x,) = _load_tokens(side.x, side.x_b, side.x_t, b, k, L, ch, inside, reverse, 1)
-                (dt,) = _load_tokens(side.dt, side.dt_b, side.dt_t, b, k, L, ch, inside, reverse, 1)
-                (B,) = _load_tokens(side.B, side.B_b, side.B_t, b, k, L, n, states, reverse, 1)
-                _, delta = _step_size(dt, bias, is_softplus)
-                h = _next_state(h, A, delta, delta * x.to(tl.float32), B)
-            before = (h,)
-            for j in tl.static_range(G - 1):
-                _, delta = _step_size(dts[j], bias, is_softplus)
-                before = before + (_next_state(before[j], A, delta, delta * xs[j].to(tl.float32), Bs[j]),)
-            for j in tl.static_range(G - 1, -1, -1):
-                x = xs[j].to(tl.float32)
-                raw, delta = _step_size(dts[j], bias, is_softplus)
-                gy = douts[j].to(tl.float32) * scale
-                to = at + (i + j) * step * E
-                decay = tl.exp2(delta[None, :] * A)
-                h = decay * before[j] + (delta * x)[None, :] * Bs[j][:, None]
-                if gate.z is not None:
-                    y = D * x + tl.sum(h * Cs[j][:, None], 0)
-                    if not first_side:
-                        y += others[j]
-                    z = zs[j].to(tl.float32)
-                    if last_side:
-                        to_z = _first(gate.dz, b, gate.dz_b, gate.dz_t, L, reverse) + (i + j) * step * gate.dz_t + ch
-                        tl.store(to_z, (gy * y * silu_slope(z)).to(gate.dz.dtype.element_ty), mask=inside)
-                    else:
-                        tl.store(gate.other + to, y, mask=inside)
-                    gy *= z * sigmoid(z)
-                dh = carried + gy[None, :] * Cs[j][:, None]
-                to_B_and_C = tl.sum(tl.join(dh * (delta * x)[None, :], gy[None, :] * h), 1)  # NP 2
-                tl.store(dBC + (i + j) * step * N * 2, to_B_and_C, mask=None if N == NP else (n < N)[:, None])
-                s = tl.sum(dh * Bs[j][:, None], 0)
-                carried = dh * decay
-                r = carried * before[j]
-                dA += r * delta[None, :]
-                ddt = s * x + tl.sum(r * A, 0) * LN2
-                if is_softplus:
-                    ddt *= sigmoid(raw)
-                dD += gy * x
-                dbias += ddt
-                tl.store(side.dx + to, (s * delta + D * gy).to(side.dx.dtype.element_ty), mask=inside)
-                tl.store(side.ddt + to, ddt.to(side.ddt.dtype.element_ty), mask=inside)
+    for back in range(groups):
+        i = first + (groups - 1 - back) * G
+        after = tl.maximum(i - G, first)  # of the first group, itself
+        touched = _touch(side.x, side.x_b, side.x_t, b, after, L, block * BD, E, BD, reverse, G)
+        touched += _touch(side.dt, side.dt_b, side.dt_t, b, after, L, block * BD, E, BD, reverse, G)
+        touched_dy = _touch(gate.dy, gate.dy_b, gate.dy_t, b, after, L, block * BD, E, BD, reverse, G)
+        touched_states = _touch(side.B, side.B_b, side.B_t, b, after, L, 0, N, NP, reverse, G)
+        touched_states += _touch(side.C, side.C_b, side.C_t, b, after, L, 0, N, NP, reverse, G)
+        kept = side.kept + b * N * E
+        touched_kept = _touch_kept(kept + after // T * sides * batch * N * E, E, N, NP, block * BD, BD)
+        h = load_wide(kept + i // T * sides * batch * N * E + _tile(ch, E, NP), real)
+        xs = _load_tokens(side.x, side.x_b, side.x_t, b, i, L, ch, inside, reverse, G)
+        dts = _load_tokens(side.dt, side.dt_b, side.dt_t, b, i, L, ch, inside, reverse, G)
+        dys = _load_tokens(gate.dy, gate.dy_b, gate.dy_t, b, i, L, ch, inside, reverse, G)
+        Bs = _load_tokens(side.B, side.B_b, side.B_t, b, i, L, n, states, reverse, G)
+        Cs = _load_tokens(side.C, side.C_b, side.C_t, b, i, L, n, states, reverse, G)
+        for k in range(i // T * T, i):  # none, unless a single token is the group
+            (x,) = _load_tokens(side.x, side.x_b, side.x_t, b, k, L, ch, inside, reverse, 1)
+            (dt,) = _load_tokens(side.dt, side.dt_b, side.dt_t, b, k, L, ch, inside, reverse, 1)
+            (B,) = _load_tokens(side.B, side.B_b, side.B_t, b, k, L, n, states, reverse, 1)
+            _, delta = _step_size(dt, bias, is_softplus)
+            h = _next_state(h, A, delta, delta * x.to(tl.float32), B)
+        hs = (h,)
+        for j in tl.static_range(G):
+            _, delta = _step_size(dts[j], bias, is_softplus)
+            hs = hs + (_next_state(hs[j], A, delta, delta * xs[j].to(tl.float32), Bs[j]),)
+        for j in tl.static_range(G - 1, -1, -1):
+            x = xs[j].to(tl.float32)
+            raw, delta = _step_size(dts[j], bias, is_softplus)
+            gy = dys[j].to(tl.float32) * scale
+            dh = carried + gy[None, :] * Cs[j][:, None]
+            to_B_and_C = tl.sum(tl.join(dh * (delta * x)[None, :], gy[None, :] * hs[j + 1]), 1)  # NP 2
+            tl.store(dBC + (i + j) * step * N * 2, to_B_and_C, mask=None if N == NP else (n < N)[:, None])
+            s = tl.sum(dh * Bs[j][:, None], 0)
+            carried = dh * tl.exp2(delta[None, :] * A)
+            r = carried * hs[j]
+            dA += r * delta[None, :]
+            ddt = s * x + tl.sum(r * A, 0) * LN2
+            if is_softplus:
+                ddt *= sigmoid(raw)
+            dD += gy * x
+            dbias += ddt
+            to = at + (i + j) * step * E
+            tl.store(side.dx + to, (s * delta + D * gy).to(side.dx.dtype.element_ty), mask=inside)
+            tl.store(side.ddt + to, ddt.to(side.ddt.dtype.element_ty), mask=inside)
+        _hold(touched, side.A, batch)
+        _hold(touched_dy, side.A, batch)
+        _hold(touched_states, side.A, batch)
+        _hold(touched_kept, side.A, batch)
     return carried, dA, dD, dbias
 
 
@@ -386,8 +382,8 @@ def _adjoint_groups(
 @no_type_check
 def _backward_side(
     side, gate, scale, b, ch, block, batch, L, E: tl.constexpr, N: tl.constexpr,
-    first_side: tl.constexpr, last_side: tl.constexpr, sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
+    T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     cell = _tile(ch, E, NP)
     real = None if N == NP and E % BD == 0 else (tl.arange(0, NP) < N)[:, None] & (ch < E)[None, :]
@@ -398,14 +394,14 @@ def _backward_side(
     carried = dA if side.dlast is None else load_wide(side.dlast + b * N * E + cell, real)
     dD = tl.zeros(ch.shape, tl.float32)
     dbias = tl.zeros(ch.shape, tl.float32)
-    whole = tl.cast(L // G, tl.int64)
+    whole = tl.cast(L // T, tl.int64)
     carried, dA, dD, dbias = _adjoint_groups(
-        carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, whole * G, L - whole * G, batch, L, ch, E, N,
-        first_side, last_side, sides, reverse, is_softplus, T, 1, NP, BD,
+        carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, whole * T, L - whole * T, batch, L, ch, E, N,
+        sides, reverse, is_softplus, T, 1, NP, BD,
     )  # fmt: skip
     carried, dA, dD, dbias = _adjoint_groups(
         carried, dA, dD, dbias, A, D, bias, side, gate, scale, b, block, 0, whole, batch, L, ch, E, N,
-        first_side, last_side, sides, reverse, is_softplus, T, G, NP, BD,
+        sides, reverse, is_softplus, T, T, NP, BD,
     )  # fmt: skip
     tl.store(side.dA + b * N * E + cell, dA, mask=real)
     tl.store(side.dD + b * E + ch, dD, mask=ch < E)
@@ -419,18 +415,16 @@ def _backward_side(
 def selective_scan_bwd_kernel(
     pair, gate, scale, batch, L, E: tl.constexpr, N: tl.constexpr,
     sides: tl.constexpr, reverse: tl.constexpr, is_softplus: tl.constexpr,
-    T: tl.constexpr, G: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(E, BD)
     block = tl.program_id(0) % blocks
     b = tl.cast(tl.program_id(0) // blocks, tl.int64)
     ch = block * BD + tl.arange(0, BD)
     for g in tl.static_range(sides):
-        if g > 0:
-            tl.debug_barrier()
         _backward_side(
             pair[g], gate, scale, b, ch, block, batch, L, E, N,
-            g == 0, g == sides - 1, sides, reverse[g], is_softplus, T, G, NP, BD,
+            sides, reverse[g], is_softplus, T, NP, BD,
         )  # fmt: skip
 
 
@@ -464,12 +458,15 @@ def _turned(states: Tensor | None, g: int) -> Tensor | None:
     return None if states is None else states[g].mT.contiguous()
 
 
-def _run_forward(x: Tensor, pair: Sequence[_Side], gate: _Gate, reverse: Sequence[bool], scale: float, **flags: bool) -> None:
+def _run_forward(
+    x: Tensor, pair: Sequence[_Side], gate: _Gate, reverse: Sequence[bool], scale: float, *, is_softplus: bool, again: bool
+) -> None:
     (batch, L, E), N = x.shape, pair[0].A.shape[0]
     NP, BD, warps = _sizes(N, VALUES)
     launch(
         selective_scan_fwd_kernel, batch * math.ceil(E / BD), x, tuple(pair), gate, scale, batch, L, 0,
-        E=E, N=N, sides=len(pair), reverse=tuple(reverse), **flags, T=KEPT, NP=NP, BD=BD, warps=warps, maxnreg=REGISTERS,
+        E=E, N=N, sides=len(pair), reverse=tuple(reverse), is_softplus=is_softplus, again=again, T=GROUP, NP=NP, BD=BD,
+        warps=warps, maxnreg=REGISTERS_AGAIN if again else REGISTERS,
     )  # fmt: skip
 
 
@@ -495,7 +492,7 @@ def forward(
     last = [new(batch, N, E) if end else None for _ in directions]
     pair = [_side(d, start=_turned(h0, g), last=last[g]) for g, d in enumerate(directions)]
     gate = _Gate(*_strided(z), other=new(batch, L, E) if sides > 1 else None, out=out)
-    _run_forward(x, pair, gate, reverse, scale, is_softplus=softplus, states_only=False)
+    _run_forward(x, pair, gate, reverse, scale, is_softplus=softplus, again=False)
     return out, torch.stack([h for h in last if h is not None]).mT.contiguous() if end else None, new(0)
 
 
@@ -524,7 +521,7 @@ def backward(
     def like(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
-    states = new(math.ceil(L / KEPT), sides, batch, N, E)
+    states = new(math.ceil(L / GROUP), sides, batch, N, E)
     pair = [
         _side(
             d,
@@ -542,13 +539,12 @@ def backward(
         for g, d in enumerate(directions)
     ]
     dz = like(z) if dz is None and z is not None else dz
-    other = new(batch, L, E) if sides > 1 and z is not None else None
-    gate = _Gate(*_strided(z), other, None, *_strided(dout), *_strided(dz))
-    _run_forward(x, pair, gate, reverse, scale, is_softplus=softplus, states_only=True)
+    other = None if z is None else new(batch, L, E)  # at last the gradient before the gate
+    gate = _Gate(*_strided(z), other, None, *_strided(dout), *_strided(dz), *_strided(dout if z is None else other))
+    _run_forward(x, pair, gate, reverse, scale, is_softplus=softplus, again=True)
     launch(
-        selective_scan_bwd_kernel, batch * blocks, x, tuple(pair), gate, scale, batch, L,
-        E=E, N=N, sides=sides, reverse=tuple(reverse), is_softplus=softplus,
-        T=KEPT, G=GROUP, NP=NP, BD=BD, warps=warps,
+        selective_scan_bwd_kernel, batch * blocks, x, tuple(pair), gate, scale if z is None else 1.0, batch, L,
+        E=E, N=N, sides=sides, reverse=tuple(reverse), is_softplus=softplus, T=GROUP, NP=NP, BD=BD, warps=warps,
     )  # fmt: skip
     gradients = []
     for d, side in zip(directions, pair, strict=True):
