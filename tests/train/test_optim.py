@@ -10,7 +10,7 @@ from torch import nn
 from train_toy import ToyLearner
 
 from hybridmap.errors import UserError
-from hybridmap.train.optim import AdamW, Muon, orthogonalise, set_lr
+from hybridmap.train.optim import SGD, AdamW, Muon, orthogonalise, set_lr
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -140,6 +140,37 @@ def test_a_flag_on_the_device_turns_a_step_into_nothing() -> None:
     optimizer.step()
     assert not parameter.equal(torch.ones(3))
     assert optimizer.state[parameter]["step"] == 1
+
+
+def test_sgd_steps_as_torch_does_and_a_skipped_first_step_leaves_nothing_behind() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4)
+    twin = copy.deepcopy(model)
+    sgd = SGD.Config(lr=0.1, weight_decay=0.2).build()
+    ours = sgd.optimizer(model.named_parameters(), sgd.rules(model))
+    set_lr(ours, 0.1)
+    theirs = torch.optim.SGD(
+        [{"params": [twin.weight], "weight_decay": 0.2}, {"params": [twin.bias], "weight_decay": 0.0}], lr=0.1, momentum=0.9
+    )
+    ours.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    ours.step()
+    ours.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    for _ in range(3):
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            a.grad = b.grad = torch.randn_like(a)
+        ours.step()
+        theirs.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert sgd.lr(512) == 0.1
+    assert SGD.Config().build().lr(512) == pytest.approx(0.06)
+
+
+def test_impossible_momentum_of_sgd_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optim\.momentum must lie in \[0, 1\), got -0.1"):
+        SGD.Config(momentum=-0.1)
 
 
 def test_orthogonalised_matrices_keep_their_singular_vectors_and_lose_their_lengths() -> None:

@@ -1,7 +1,8 @@
 """Contrastive pretraining: MoCo v2 on every family, the "CL" of the paper's tables 1 and 8.
 
 What the paper says is that it is MoCo v2 with crops as the only augmentation. So images are cropped and not flipped
-(``--cl-flip true`` flips), and the optimisation is that of the other objectives instead of MoCo's own SGD.
+(``--cl-flip true`` flips), and the optimisation is that of the other objectives; MoCo's own is ``--optim.type SGD
+--schedule.warmup-epochs 0``.
 """
 
 from __future__ import annotations

@@ -49,12 +49,8 @@ class Optimizer(Configurable):
         """Learning rate per ``base_batch`` samples: lr = base_lr * train.batch_size / base_batch."""
         base_batch: int = 256
         """The batch that ``base_lr`` is for (MAE: 256, DeiT and its descendants: 512)."""
-        betas: tuple[float, float] = (0.9, 0.95)
-        """Decay rates of the running averages of the gradient and of its square."""
-        eps: float = 1e-8
-        """Added to the root of the second average."""
         weight_decay: float = 0.05
-        """Decoupled decay of the parameters that are decayed at all."""
+        """Decay of the parameters that are decayed at all; decoupled, unless the optimiser says otherwise."""
         decay_ssm_state: bool = False
         """Whether ``A_log`` and its like are decayed as well, as all released training code (unintentionally) does."""
         layer_decay: float | None = None
@@ -65,8 +61,6 @@ class Optimizer(Configurable):
                 raise UserError(f"the learning rate must be 0 or more, got {self.base_lr if self.lr is None else self.lr}")
             if self.base_batch < 1:
                 raise UserError(f"optim.base_batch must be at least 1, got {self.base_batch}")
-            if not all(0 <= beta < 1 for beta in self.betas):
-                raise UserError(f"optim.betas must lie in [0, 1), got {self.betas}")
             if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
                 raise UserError(f"optim.layer_decay must lie in (0, 1], got {self.layer_decay}")
 
@@ -137,12 +131,54 @@ class AdamW(Optimizer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Optimizer.Config):
-        """Nothing beyond what all have."""
+        betas: tuple[float, float] = (0.9, 0.95)
+        """Decay rates of the running averages of the gradient and of its square."""
+        eps: float = 1e-8
+        """Added to the root of the second average."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not all(0 <= beta < 1 for beta in self.betas):
+                raise UserError(f"optim.betas must lie in [0, 1), got {self.betas}")
+
+    config: AdamW.Config
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.AdamW:
         return torch.optim.AdamW(
             self.groups(parameters, rules), lr=0.0, betas=self.config.betas, eps=self.config.eps, fused=True
         )
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum, in torch's fused form; decay is added to the gradient.
+
+        v = momentum v + g + decay W        W = W - lr v
+
+    Source: facebookresearch/moco:main_moco.py, which takes lr 0.03 per 256 images, momentum 0.9 and decay 1e-4.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Optimizer.Config):
+        base_lr: float = 0.03
+        """Learning rate per ``base_batch`` samples: lr = base_lr * train.batch_size / base_batch."""
+        weight_decay: float = 1e-4
+        """Decay of the parameters that are decayed at all, added to their gradient."""
+        momentum: float = 0.9
+        """Decay rate of the running sum of the gradient."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.momentum < 1:
+                raise UserError(f"optim.momentum must lie in [0, 1), got {self.momentum}")
+
+    config: SGD.Config
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.SGD:
+        made = torch.optim.SGD(self.groups(parameters, rules), lr=0.0, momentum=self.config.momentum, fused=True)
+        for group in made.param_groups:  # torch would leave what a skipped first step should have begun with unfilled
+            for parameter in group["params"]:
+                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
 
 
 class Muon(Optimizer):
@@ -159,7 +195,7 @@ class Muon(Optimizer):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Optimizer.Config):
+    class Config(AdamW.Config):
         momentum: float = 0.95
         """Decay rate of the running average of a matrix's gradient."""
         matrix_lr: float = 1.0
