@@ -97,7 +97,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.name == CLAIMS:
         tree = facts | _write_claims(plans, found, outcomes, out, options, command)
     else:
-        tree = facts | {"tables": {plan.name: _write_table(plan, found[plan.name], out, options, command) for plan in plans}}
+        tables = {plan.name: _write_table(plan, found[plan.name], outcomes, out, options, command) for plan in plans}
+        tree = facts | {"tables": tables}
     name = f"{options.name}-{_scale(options)}"
     for file in filter(None, (str(out / f"{name}.json"), options.results)):
         replace_file(file, json.dumps(tree, indent=1) + "\n")
@@ -241,7 +242,7 @@ def _why_not(table: Table, row: Row, cells: Sequence[Cell] | None, outcomes: Map
     return "; ".join(reasons)
 
 
-def _tree_of(plan: Plan, lines: Sequence[report.Line], outcomes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def _tree_of(plan: Plan, lines: Sequence[report.Line], outcomes: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row, line in zip(plan.table.rows, lines, strict=False):
         cells = plan.cells[row.label] or ()
@@ -254,8 +255,9 @@ def _tree_of(plan: Plan, lines: Sequence[report.Line], outcomes: Mapping[str, An
                 "remark": line.note,
             }
         )
-        if outcomes is not None and line.measured:
+        if line.measured:
             rows[-1]["seeds"] = {str(cell.seed): outcomes[cell.key]["scores"] for cell in cells}
+            rows[-1]["seconds"] = round(sum(sum(outcomes[cell.key]["seconds"].values()) for cell in cells), 1)
     return rows
 
 
@@ -274,11 +276,13 @@ def _note(options: Options) -> str:
     )
 
 
-def _write_table(plan: Plan, lines: Sequence[report.Line], out: Path, options: Options, command: str) -> list[dict[str, Any]]:
+def _write_table(
+    plan: Plan, lines: Sequence[report.Line], outcomes: Mapping[str, Any], out: Path, options: Options, command: str
+) -> list[dict[str, Any]]:
     sheet = report.sheet(f"Table {plan.table.number.removeprefix('T')}: {plan.table.title}", lines, _note(options))
     figures = {"measured": report.dots(lines)}
     _show(sheet, report.write(out, f"{plan.name}-{_scale(options)}", sheet.title, [sheet], figures, command))
-    return _tree_of(plan, lines)
+    return _tree_of(plan, lines, outcomes)
 
 
 def _write_claims(
