@@ -1,7 +1,7 @@
-"""Writes what README.md shows but nobody should type: the demo's numbers, times, the list of commands, figures of the choices.
+"""Writes what pages show but nobody should type: numbers of the demo, times, verdicts, the list of commands, figures.
 
-python scripts/readme.py            rewrites README.md between its marks, docs/regions.png and docs/all_*.png
-python scripts/readme.py --check    exit code 1 if README.md would change
+python scripts/readme.py            rewrites README.md and docs/claims.md between their marks, docs/regions.png, docs/all_*.png
+python scripts/readme.py --check    exit code 1 if one of the pages would change
 python scripts/readme.py RUN        also takes the reconstructions of this run directory as docs/reconstructions.png
 """
 
@@ -11,10 +11,13 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/claims.md")
 PICTURE = "docs/reconstructions.png"
 COLUMNS = ("pretrained", "untrained", "difference")
 FACTS = ("shape", "dtype", "recipe", "batch", "precision", "compiled", "device", "threads", "rounds", "torch")
@@ -78,6 +81,56 @@ def rounded(column: str, value: str) -> str:
     return f"{number:.2f} x" if "/ " in column else f"{number:.4g}"
 
 
+def verdicts(results: dict[str, Any]) -> str:
+    """Every claim of the paper, and what this run says of it."""
+    metrics = _metrics(results)
+    lines = [_row("claim", *metrics.values()), "|---" * (1 + len(metrics)) + "|"]
+    lines += [_row(claim["claim"], *(claim["verdict"][metric] for metric in metrics)) for claim in results["claims"]]
+    return "\n".join([*lines, ""])
+
+
+def comparisons(results: dict[str, Any]) -> str:
+    """Every comparison that a claim stands or falls with, in points, beside the paper's."""
+    metrics = _metrics(results)
+    lines = [_row("comparison", "paper", *metrics.values()), "|---" * (2 + len(metrics)) + "|"]
+    for claim in results["claims"]:
+        for each in claim["comparisons"]:
+            found = ("{:+.1f} [{:+.1f}, {:+.1f}]".format(*each["measured"][metric]) for metric in metrics)
+            lines.append(_row(each["says"], f"{each['paper']:+g}", *found))
+    return "\n".join([*lines, ""])
+
+
+def grids(results: dict[str, Any]) -> str:
+    """Every row of the claims' grids: mean and interval in per cent, and the seconds of a core that one of its cells took."""
+    metrics, parts = _metrics(results), []
+    for name, rows in results["grids"].items():
+        parts += [f"`{name}`:", "", _row("row", *metrics.values(), "s"), "|---" * (2 + len(metrics)) + "|"]
+        for row in rows:
+            found = ("{:.1f} [{:.1f}, {:.1f}]".format(*row["measured"][metric]) for metric in metrics)
+            parts.append(_row(row["row"], *found, f"{row['seconds'] / len(row['seeds']):.0f}"))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def measured_with(results: dict[str, Any]) -> str:
+    """What it takes to repeat the claims' numbers."""
+    (commit,) = results["commits_of_cells"]
+    versions = ", ".join(f"{name} {results['versions'][name]}" for name in ("torch", "timm", "numpy"))
+    seeds = ", ".join(map(str, results["seeds"]))
+    where = f"{results['hardware']} ({results['cpu_capability']})"
+    return f"`{results['command']}`, commit `{commit[:12]}`, seeds {seeds}, on {where}, {versions}.\n"
+
+
+def _metrics(results: dict[str, Any]) -> dict[str, str]:
+    from hybridmap.report.tables import METRICS
+
+    return {metric: METRICS[metric] for metric in METRICS if metric in results["claims"][0]["verdict"]}
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def command_list() -> str:
     """One synopsis line per command."""
     from hybridmap.cli import COMMANDS
@@ -87,14 +140,32 @@ def command_list() -> str:
     return "\n".join(["```text", *(f"{usage[name]:{width}}{purpose}" for name, (_, purpose) in COMMANDS.items()), "```", ""])
 
 
-def readme(text: str) -> str:
-    """README.md with its marked places filled in."""
+def demo() -> str:
+    """The demo's numbers and its picture."""
     measured = ROOT / "results" / "demo.json"
-    demo = demo_table(json.loads(measured.read_text())) if measured.exists() else "Not measured yet: make demo\n"
+    text = demo_table(json.loads(measured.read_text())) if measured.exists() else "Not measured yet: make demo\n"
     if (ROOT / PICTURE).exists():
-        demo += f"\n![Original, what the encoder saw, prediction, prediction pasted with the visible patches]({PICTURE})\n"
-    blocks = {"commands": command_list(), "demo": demo, "speed": speed_tables()}
-    return MARK.sub(lambda found: found[1] + blocks[found[2]] + found[3], text)
+        text += f"\n![Original, what the encoder saw, prediction, prediction pasted with the visible patches]({PICTURE})\n"
+    return text
+
+
+def of_claims(show: Callable[[dict[str, Any]], str]) -> str:
+    """Something of what ``hybridmap table claims`` wrote into results/."""
+    return show(json.loads((ROOT / "results" / "claims.json").read_text()))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "commands": command_list,
+    "demo": demo,
+    "speed": speed_tables,
+    **{show.__name__: partial(of_claims, show) for show in (verdicts, comparisons, grids, measured_with)},
+}
+"""Name of a marked place -> what stands there."""
+
+
+def page(text: str) -> str:
+    """A page with its marked places filled in."""
+    return MARK.sub(lambda found: found[1] + BLOCKS[found[2]]() + found[3], text)
 
 
 def regions_figure(path: Path) -> None:
@@ -138,13 +209,13 @@ def choice_figures(folder: Path) -> None:
 
 def main() -> int:
     """Rewrite, or check."""
-    path = ROOT / "README.md"
-    old = path.read_text()
+    pages = {ROOT / name: (ROOT / name).read_text() for name in PAGES}
     if "--check" in sys.argv:
-        return int(readme(old) != old)
+        return int(any(page(text) != text for text in pages.values()))
     for run in sys.argv[1:]:
         (ROOT / PICTURE).write_bytes((Path(run) / "pictures" / "reconstructions.png").read_bytes())
-    path.write_text(readme(old))
+    for path, text in pages.items():
+        path.write_text(page(text))
     regions_figure(ROOT / "docs" / "regions.png")
     choice_figures(ROOT / "docs")
     return 0

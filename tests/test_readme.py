@@ -76,7 +76,10 @@ def test_every_command_has_a_synopsis_line() -> None:
 
 
 def test_the_generated_places_are_up_to_date(script: ModuleType) -> None:
-    assert script.readme(README) == README, "run: python scripts/readme.py"
+    for name in script.PAGES:
+        text = (ROOT / name).read_text()
+        assert "<!-- " in text
+        assert script.page(text) == text, "run: python scripts/readme.py"
 
 
 def test_the_numbers_come_from_the_results(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +89,28 @@ def test_the_numbers_come_from_the_results(script: ModuleType, tmp_path: Path, m
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "demo.json").write_text(json.dumps(results))
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    text = script.readme(README)
+    text = script.page(README)
     assert "| 7 | kNN, k = 20 | 50.0 [45.0, 55.0] | 42.0 [40.0, 44.0] | 8.0 [5.0, 11.0] |" in text
     assert "`hybridmap demo --seeds 1` on 2 cores, in at most 123 s per seed" in text
-    assert script.readme(text) == text
+    assert script.page(text) == text
+
+
+def test_verdicts_come_from_the_results(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {"top1": [-1.26, -3.0, 0.5], "knn": [2.0, 1.0, 3.0]}
+    said = [{"says": "a over b", "paper": 1.3, "measured": measured}]
+    row = {"row": "ViT MAE", "measured": {"top1": [50.04, 45.0, 55.0], "knn": [40.0, 39.0, 41.0]}, "seeds": {"0": {}, "1": {}}}
+    results = {
+        "claims": [{"claim": "a wins", "verdict": {"top1": "cannot tell", "knn": "supports"}, "comparisons": said}],
+        "grids": {"objectives": [row | {"seconds": 241.0}]},
+    }
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "claims.json").write_text(json.dumps(results))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    marks = "".join(f"<!-- {name}: written by us -->\n<!-- {name}: end -->\n" for name in ("verdicts", "comparisons", "grids"))
+    text = script.page(marks)
+    assert "| claim | fine-tuned | kNN |\n|---|---|---|\n| a wins | cannot tell | supports |\n" in text
+    assert "| a over b | +1.3 | -1.3 [-3.0, +0.5] | +2.0 [+1.0, +3.0] |\n" in text
+    assert "| ViT MAE | 50.0 [45.0, 55.0] | 40.0 [39.0, 41.0] | 120 |\n" in text
 
 
 def test_files_that_readme_names_exist() -> None:

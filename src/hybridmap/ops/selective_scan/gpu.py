@@ -199,6 +199,7 @@ def _forward_groups(
     step: tl.constexpr = -1 if reverse else 1
     summed: tl.constexpr = gate.z is not None or not again  # without a gate, no gradient depends on y
     gated: tl.constexpr = last_side and gate.z is not None
+    ungating: tl.constexpr = gated and again
     alone: tl.constexpr = first_side or not summed
     block = tl.min(ch, 0)
     B = _first(side.B, b, side.B_b, side.B_t, L, reverse) + n
@@ -211,8 +212,8 @@ def _forward_groups(
         touched += _touch(side.dt, side.dt_b, side.dt_t, b, after, L, block, E, BD, reverse, G)
         if gated:
             touched += _touch(gate.z, gate.z_b, gate.z_t, b, after, L, block, E, BD, reverse, G)
-            if again:
-                touched += _touch(gate.dout, gate.dout_b, gate.dout_t, b, after, L, block, E, BD, reverse, G)
+        if ungating:
+            touched += _touch(gate.dout, gate.dout_b, gate.dout_t, b, after, L, block, E, BD, reverse, G)
         touched_states = _touch(side.B, side.B_b, side.B_t, b, after, L, 0, N, NP, reverse, G)
         if summed:
             touched_states += _touch(side.C, side.C_b, side.C_t, b, after, L, 0, N, NP, reverse, G)
@@ -222,8 +223,7 @@ def _forward_groups(
         dts = _load_tokens(side.dt, side.dt_b, side.dt_t, b, i, L, ch, inside, reverse, G)
         others = xs if alone else _load_tokens(gate.other, L * E, E, b, i, L, ch, inside, reverse, G)
         zs = _load_tokens(gate.z, gate.z_b, gate.z_t, b, i, L, ch, inside, reverse, G) if gated else xs
-        before: tl.constexpr = gated and again
-        douts = _load_tokens(gate.dout, gate.dout_b, gate.dout_t, b, i, L, ch, inside, reverse, G) if before else xs
+        douts = _load_tokens(gate.dout, gate.dout_b, gate.dout_t, b, i, L, ch, inside, reverse, G) if ungating else xs
         deltas, driven, ys = (), (), ()
         for j in tl.static_range(G):
             x = xs[j].to(tl.float32)
@@ -238,7 +238,7 @@ def _forward_groups(
                 z = zs[j].to(tl.float32)
                 if not last_side:
                     tl.store(gate.other + to, y, mask=inside)
-                elif again:
+                elif ungating:
                     gy = douts[j].to(tl.float32) * scale
                     to_z = _first(gate.dz, b, gate.dz_b, gate.dz_t, L, reverse) + (i + j) * step * gate.dz_t + ch
                     tl.store(to_z, (gy * y * silu_slope(z)).to(gate.dz.dtype.element_ty), mask=inside)
