@@ -15,7 +15,7 @@ from train_toy import ToyExam, ToyLearner, ToyLoader, toy_recipe
 
 from hybridmap.config import override
 from hybridmap.errors import UserError
-from hybridmap.train import Muon, read_weights, train
+from hybridmap.train import LAMB, Muon, read_weights, train
 from hybridmap.train.distributed import World, choose_device
 
 
@@ -54,10 +54,10 @@ def test_two_processes_train_what_one_does(launch: Any, alone: Path, tmp_path: P
     assert "toy/error" in json.loads((tmp_path / "run" / "summary.json").read_text())["exams"]
 
 
-def test_muon_orthogonalises_whole_matrices_though_each_process_holds_a_part(launch: Any, tmp_path: Path) -> None:
-    muon = Muon.Config(lr=1e-2, matrix_lr=2.0)
-    train(plain_recipe(optim=muon), tmp_path / "alone", loader=ToyLoader, device="cpu")
-    together(launch, plain_recipe(optim=muon, parallel="fsdp"), tmp_path / "two")
+@pytest.mark.parametrize("optim", [Muon.Config(lr=1e-2, matrix_lr=2.0), LAMB.Config(lr=1e-2)], ids=["muon", "lamb"])
+def test_whole_tensors_count_though_each_process_holds_a_part(launch: Any, tmp_path: Path, optim: Any) -> None:
+    train(plain_recipe(optim=optim), tmp_path / "alone", loader=ToyLoader, device="cpu")
+    together(launch, plain_recipe(optim=optim, parallel="fsdp"), tmp_path / "two")
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "alone"), rtol=1e-4, atol=1e-5)
 
 

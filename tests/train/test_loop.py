@@ -17,7 +17,7 @@ from train_toy import ToyData, ToyExam, ToyLearner, ToyLoader, toy_recipe
 
 from hybridmap.config import from_tree, override
 from hybridmap.errors import UserError
-from hybridmap.train import SGD, AdamW, Muon, load_run, read_weights, train
+from hybridmap.train import LAMB, SGD, AdamW, Muon, load_run, read_weights, train
 
 
 def run(recipe: Any, out: Path, loader: Any = ToyLoader, **keywords: Any) -> Any:
@@ -51,6 +51,7 @@ VARIANTS = {
     "recomputed": {"checkpoint_activations": True},
     "strict": {"deterministic": True},
     "muon": {"optim": Muon.Config(lr=1e-2)},
+    "lamb": {"optim": LAMB.Config(lr=1e-2)},
     "sgd": {"optim": SGD.Config(lr=1e-2)},
 }
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.optim.lamb import Lamb
 from torch import nn
 from train_toy import ToyLearner
 
 from hybridmap.errors import UserError
-from hybridmap.train.optim import SGD, AdamW, Muon, orthogonalise, set_lr
+from hybridmap.train.optim import LAMB, SGD, AdamW, Muon, orthogonalise, set_lr
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -171,6 +172,44 @@ def test_sgd_steps_as_torch_does_and_a_skipped_first_step_leaves_nothing_behind(
 def test_impossible_momentum_of_sgd_is_refused() -> None:
     with pytest.raises(UserError, match=r"optim\.momentum must lie in \[0, 1\), got -0.1"):
         SGD.Config(momentum=-0.1)
+
+
+@pytest.mark.parametrize("longest", [1.0, None])
+def test_lamb_steps_as_timm_does_and_skips_what_is_flagged(longest: float | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    nn.init.zeros_(model[1].weight)  # a tensor of no length is not stretched
+    twin = copy.deepcopy(model)
+    lamb = LAMB.Config(lr=0.05, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1, max_grad_norm=longest).build()
+    ours = lamb.optimizer(model.named_parameters(), lamb.rules(model))
+    set_lr(ours, 0.05)
+    groups = [
+        {"params": [twin[0].weight, twin[1].weight], "weight_decay": 0.1},
+        {"params": [twin[0].bias, twin[1].bias], "weight_decay": 0.0},
+    ]
+    theirs = Lamb(groups, lr=0.05, betas=(0.9, 0.99), eps=1e-6, max_grad_norm=longest)
+    for k in range(5):
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        if k == 2:
+            ours.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, torch.nan)
+            ours.step()
+            for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+                assert b.grad is not None
+                a.grad = b.grad.clone()
+        ours.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+        ours.step()
+        theirs.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_impossible_lengths_of_gradients_are_refused() -> None:
+    with pytest.raises(UserError, match=r"optim\.max_grad_norm must be more than 0 or none, got 0.0"):
+        LAMB.Config(max_grad_norm=0.0)
 
 
 def test_orthogonalised_matrices_keep_their_singular_vectors_and_lose_their_lengths() -> None:

@@ -181,6 +181,72 @@ class SGD(Optimizer):
         return made
 
 
+class LAMB(Optimizer):
+    """Adam whose update of every tensor is made as long as the tensor itself, for very large batches.
+
+        u = Adam's direction + decay W        W = W - lr |W| / |u| u
+
+    Tensors that are not decayed take Adam's direction as it is. First of all, the whole gradient is cut to ``max_grad_norm``.
+    Source: arXiv:1904.00962, in the form of timm:timm/optim/lamb.py (Apache-2.0), which MambaVision trains with.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(AdamW.Config):
+        max_grad_norm: float | None = 1.0
+        """The longest gradient of all parameters together, None = any. This is apart from the clipping of the training loop."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+                raise UserError(f"optim.max_grad_norm must be more than 0 or none, got {self.max_grad_norm}")
+
+    config: LAMB.Config
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.Optimizer:
+        return _Lamb(self.groups(parameters, rules), self.config)
+
+
+class _Lamb(torch.optim.Optimizer):
+    """LAMB that a flag on the device turns into nothing; its steps are counted on the device, too."""
+
+    def __init__(self, groups: list[dict[str, Any]], config: LAMB.Config) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": config.betas, "eps": config.eps})
+        self.max_grad_norm = config.max_grad_norm
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        bad = getattr(self, "found_inf", None)
+        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        scale = 1.0
+        if self.max_grad_norm is not None:
+            norm = whole(torch.nn.utils.get_total_norm([p.grad for _, p in trained if p.grad is not None]))
+            scale = (self.max_grad_norm / norm).clamp(max=1.0)
+        for group, parameter in trained:
+            self._step_one(parameter, group, scale, bad)
+
+    def _step_one(self, parameter: nn.Parameter, group: dict[str, Any], scale: Tensor | float, bad: Tensor | None) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        (beta1, beta2), gradient = group["betas"], gradient * scale
+        step = state["step"] + 1
+        average = state["exp_avg"].lerp(gradient, 1 - beta1)
+        square = state["exp_avg_sq"].lerp(gradient * gradient, 1 - beta2)
+        update = average / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + group["eps"])
+        length: Tensor | float = 1.0
+        if group["weight_decay"]:
+            update = update + group["weight_decay"] * parameter
+            own, new = whole(parameter.norm()), whole(update.norm())
+            length = torch.where((own > 0) & (new > 0), own / new, 1.0)
+        after = {"step": step, "exp_avg": average, "exp_avg_sq": square}
+        moved = parameter - group["lr"] * length * update
+        for name, value in after.items():
+            state[name] = value if bad is None else torch.where(bad.bool(), state[name], value)
+        parameter.copy_(moved if bad is None else torch.where(bad.bool(), parameter, moved))
+
+
 class Muon(Optimizer):
     """The momentum of every linear map's matrix, orthogonalised; AdamW for all other parameters, convolutions included.
 
