@@ -43,3 +43,15 @@ def test_cross_attention_reads_keys_and_values_from_the_memory():
 def test_heads_that_do_not_divide_the_width_are_refused_with_a_proposal(layer):
     with pytest.raises(UserError, match=r"1024 must be divisible .* num_heads=12; try 4, 8, 16"):
         layer(1024, 12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_that_no_fused_kernel_takes_are_attended_to_all_the_same(masked):
+    torch.manual_seed(0)
+    layer, x = Attention(24, 2), torch.randn(2, 9, 24)
+    allowed = torch.ones(9, 9, dtype=torch.bool).tril() if masked else None
+    expected = layer(x, allowed)
+    found = layer.cuda()(x.cuda(), None if allowed is None else allowed.cuda())
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)

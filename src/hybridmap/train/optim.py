@@ -150,10 +150,11 @@ class AdamW(Optimizer):
 
 
 class SGD(Optimizer):
-    """Gradient descent with momentum, in torch's fused form; decay is added to the gradient.
+    """Gradient descent with momentum; decay is added to the gradient.
 
         v = momentum v + g + decay W        W = W - lr v
 
+    Not torch's: its fused form leaves v unfilled where the first step is skipped, and cannot step sharded parameters.
     Source: facebookresearch/moco:main_moco.py, which takes lr 0.03 per 256 images, momentum 0.9 and decay 1e-4.
     """
 
@@ -173,12 +174,20 @@ class SGD(Optimizer):
 
     config: SGD.Config
 
-    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.SGD:
-        made = torch.optim.SGD(self.groups(parameters, rules), lr=0.0, momentum=self.config.momentum, fused=True)
-        for group in made.param_groups:  # torch would leave what a skipped first step should have begun with unfilled
-            for parameter in group["params"]:
-                made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return made
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.Optimizer:
+        return _Momentum(self.groups(parameters, rules), self.config)
+
+
+class _Momentum(torch.optim.Optimizer):
+    def __init__(self, groups: list[dict[str, Any]], config: SGD.Config) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.momentum = config.momentum
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group, parameter, gradient in _trained(self):
+            sum_after = _before(self, parameter, "momentum") * self.momentum + gradient + group["weight_decay"] * parameter
+            _settle(self, parameter, parameter - group["lr"] * sum_after, {"momentum": sum_after})
 
 
 class LAMB(Optimizer):
@@ -207,7 +216,7 @@ class LAMB(Optimizer):
 
 
 class _Lamb(torch.optim.Optimizer):
-    """LAMB that a flag on the device turns into nothing; its steps are counted on the device, too."""
+    """The number of steps is counted on the device, since skipped ones do not count."""
 
     def __init__(self, groups: list[dict[str, Any]], config: LAMB.Config) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": config.betas, "eps": config.eps})
@@ -215,25 +224,18 @@ class _Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        bad = getattr(self, "found_inf", None)
-        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        scale = 1.0
+        trained, scale = _trained(self), 1.0
         if self.max_grad_norm is not None:
-            norm = whole(torch.nn.utils.get_total_norm([p.grad for _, p in trained if p.grad is not None]))
+            norm = whole(torch.nn.utils.get_total_norm([gradient for *_, gradient in trained]))
             scale = (self.max_grad_norm / norm).clamp(max=1.0)
-        for group, parameter in trained:
-            self._step_one(parameter, group, scale, bad)
+        for group, parameter, gradient in trained:
+            self._step_one(parameter, gradient * scale, group)
 
-    def _step_one(self, parameter: nn.Parameter, group: dict[str, Any], scale: Tensor | float, bad: Tensor | None) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        (beta1, beta2), gradient = group["betas"], gradient * scale
-        step = state["step"] + 1
-        average = state["exp_avg"].lerp(gradient, 1 - beta1)
-        square = state["exp_avg_sq"].lerp(gradient * gradient, 1 - beta2)
+    def _step_one(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        step = _before(self, parameter, "step", torch.zeros((), device=parameter.device)) + 1
+        average = _before(self, parameter, "exp_avg").lerp(gradient, 1 - beta1)
+        square = _before(self, parameter, "exp_avg_sq").lerp(gradient * gradient, 1 - beta2)
         update = average / (1 - beta1**step) / ((square / (1 - beta2**step)).sqrt() + group["eps"])
         length: Tensor | float = 1.0
         if group["weight_decay"]:
@@ -241,10 +243,27 @@ class _Lamb(torch.optim.Optimizer):
             own, new = whole(parameter.norm()), whole(update.norm())
             length = torch.where((own > 0) & (new > 0), own / new, 1.0)
         after = {"step": step, "exp_avg": average, "exp_avg_sq": square}
-        moved = parameter - group["lr"] * length * update
-        for name, value in after.items():
-            state[name] = value if bad is None else torch.where(bad.bool(), state[name], value)
-        parameter.copy_(moved if bad is None else torch.where(bad.bool(), parameter, moved))
+        _settle(self, parameter, parameter - group["lr"] * length * update, after)
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], nn.Parameter, Tensor]]:
+    """(group, parameter, gradient) of every parameter that has one."""
+    return [(group, p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _before(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name: str, like: Tensor | None = None) -> Tensor:
+    """What the optimiser keeps of a parameter under this name; before the first step zeros, shaped as ``like`` or as itself."""
+    state = optimizer.state[parameter]
+    return state[name] if name in state else torch.zeros_like(parameter if like is None else like)
+
+
+def _settle(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moved: Tensor, after: dict[str, Tensor]) -> None:
+    """Take over what a step makes of a parameter and of what is kept of it, unless the step is flagged."""
+    bad = getattr(optimizer, "found_inf", None)
+    for name, value in after.items():
+        kept = value if bad is None else torch.where(bad.bool(), _before(optimizer, parameter, name, value), value)
+        optimizer.state[parameter][name] = kept
+    parameter.copy_(moved if bad is None else torch.where(bad.bool(), parameter, moved))
 
 
 class Muon(Optimizer):
@@ -305,25 +324,18 @@ class _MuonBesideAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        bad = getattr(self, "found_inf", None)
         if self.adamw is not None:
-            self.adamw.found_inf = bad  # type: ignore[attr-defined]
+            self.adamw.found_inf = getattr(self, "found_inf", None)  # type: ignore[attr-defined]
             self.adamw.step()
-        for group in self.param_groups:
-            for parameter in group["params"] if group["matrix"] else ():
-                if parameter.grad is not None:
-                    self._step_matrix(parameter, group["lr"], group["weight_decay"], bad)
+        for group, parameter, gradient in _trained(self):
+            if group["matrix"]:
+                self._step_matrix(parameter, gradient, group["lr"], group["weight_decay"])
 
-    def _step_matrix(self, parameter: nn.Parameter, lr: float, weight_decay: float, bad: Tensor | None) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None
-        before = state["momentum"] if state else torch.zeros_like(parameter)
-        average = before.lerp(gradient, 1 - self.momentum)
+    def _step_matrix(self, parameter: nn.Parameter, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        average = _before(self, parameter, "momentum").lerp(gradient, 1 - self.momentum)
         update = like(parameter, orthogonalise(whole(gradient.lerp(average, self.momentum))))
         size = 0.2 * lr * max(parameter.shape) ** 0.5
-        after = parameter.mul(1 - lr * weight_decay).add_(update, alpha=-size)
-        state["momentum"] = average if bad is None else torch.where(bad.bool(), before, average)
-        parameter.copy_(after if bad is None else torch.where(bad.bool(), parameter, after))
+        _settle(self, parameter, parameter.mul(1 - lr * weight_decay).add_(update, alpha=-size), {"momentum": average})
 
 
 def orthogonalise(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
