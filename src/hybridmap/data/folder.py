@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hybridmap.data.augment import Augment, Unchanged
 from hybridmap.data.base import Dataset, Sample
 from hybridmap.data.decode import decode
 from hybridmap.data.image_transforms import Crop, RandomResizedCrop
@@ -41,6 +42,8 @@ class ImageFolder(Dataset):
         """Part of each class that is the test split where ``root`` has no directories for it."""
         crop: Crop.Config = field(default_factory=RandomResizedCrop.Config)
         """How an image of any size becomes one of ``size``."""
+        augment: Augment.Config = field(default_factory=Unchanged.Config)
+        """What is done to the crop."""
         workers: int = 2
         """Processes that prepare images besides the one that trains; 0 prepares them in it. The samples are the same."""
 
@@ -66,6 +69,7 @@ class ImageFolder(Dataset):
             emptiness = " or below it" if os.listdir(self.root) else ", which is empty"
             raise UserError(f"no images in {self.root}{emptiness}; expected files ending in {' '.join(sorted(EXTENSIONS))}")
         self.crop: Crop = config.crop.build()
+        self.augment: Augment = config.augment.build()
         # Both splits number the classes alike: those of the whole folder, even where one split lacks some.
         self.classes = _classes_of(found, list(parts.values()))
         if config.split != "all" and not parts:
@@ -86,7 +90,7 @@ class ImageFolder(Dataset):
             return min(window[0] / size[0], window[1] / size[1])
 
         decoded = decode(path, shrink)
-        image = self.crop(decoded.image, size, key, decoded.full)
+        image = self.augment(self.crop(decoded.image, size, key, decoded.full), key, self.config.mean)
         return Sample(image=image, label=self.labels[index], path=path)
 
     def describe(self) -> str:

@@ -2,9 +2,9 @@
 
 The paper does not say how masks meet convolutions; the scheme is ours (``hybridmap.backbones.hierarchical``), and so is the
 optimisation. By its number of parameters the paper's "L" is large2, and its "T" is tiny2. What the source's training does and
-the fine-tuning recipes do not do yet: MESA (distillation from the moving average), RandAugment, colour jitter, random erasing,
-the ten epochs at the last rate behind the cosine. LAMB's rate is 2e-3, for pretrained weights; from nothing, the source takes
-5e-3 (``--optim.lr 5e-3``).
+the fine-tuning recipes do not do yet: MESA (distillation from the moving average), random erasing, resampling of crops by a
+random filter, the ten epochs at the last rate behind the cosine. LAMB's rate is 2e-3, for pretrained weights; from nothing,
+the source takes 5e-3 (``--optim.lr 5e-3``).
 """
 
 from __future__ import annotations

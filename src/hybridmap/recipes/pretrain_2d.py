@@ -13,6 +13,7 @@ from typing import Literal
 from hybridmap.backbones import find
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import Config, override
+from hybridmap.data.augment import RandAugment
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.objectives.decoder import MAEDecoder
@@ -52,7 +53,7 @@ def _released(size: Size) -> Recipe:
     masking = Random.Config(ratio_range=(0.3, 0.7), ratio_std=0.25)
     return replace(
         _pretrain(MAP.Config(backbone=backbone, masking=masking)),
-        data=ImageFolder.Config(crop=RandomResizedCrop.Config(scale=(0.08, 1.0))),
+        data=ImageFolder.Config(crop=RandomResizedCrop.Config(scale=(0.08, 1.0)), augment=RandAugment.Config()),
         optim=AdamW.Config(base_lr=5e-4, base_batch=512, betas=(0.9, 0.999), weight_decay=0.05, decay_ssm_state=True),
         schedule=Cosine.Config(form="epoch", warmup_epochs=5.0, warmup_lr=1e-6, min_lr=1e-5),
         train=TrainConfig(epochs=1600.0, batch_size=8192, precision="bf16"),
@@ -186,7 +187,7 @@ def map_large_paper() -> Recipe:
 def map_tiny_released() -> Recipe:
     """MAP on HybridNet-T with the settings of the released script where they differ from the paper.
 
-    Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
+    Not in it yet: random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
     Command: hybridmap pretrain map-tiny-released --data.root IMAGENET/train --out runs/map-tiny-released
@@ -201,7 +202,7 @@ def map_tiny_released() -> Recipe:
 def map_small_released() -> Recipe:
     """MAP on HybridNet-S with the settings of the released script where they differ from the paper.
 
-    Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
+    Not in it yet: random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
     Command: hybridmap pretrain map-small-released --data.root IMAGENET/train --out runs/map-small-released
@@ -216,7 +217,7 @@ def map_small_released() -> Recipe:
 def map_base_released() -> Recipe:
     """MAP on HybridNet-B with the settings of the released script where they differ from the paper.
 
-    Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
+    Not in it yet: random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
     Command: hybridmap pretrain map-base-released --data.root IMAGENET/train --out runs/map-base-released
@@ -231,7 +232,7 @@ def map_base_released() -> Recipe:
 def map_large_released() -> Recipe:
     """MAP on HybridNet-L with the settings of the released script where they differ from the paper.
 
-    Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
+    Not in it yet: random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
     Command: hybridmap pretrain map-large-released --data.root IMAGENET/train --out runs/map-large-released
@@ -247,7 +248,7 @@ def map_large_released() -> Recipe:
 def map_huge_released() -> Recipe:
     """MAP on HybridNet-H with the settings of the released script where they differ from the paper.
 
-    Not in it yet: RandAugment, random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
+    Not in it yet: random erasing, repeated augmentation, and the mixup and CutMix that the script's defaults apply
     to pretraining images too.
 
     Command: hybridmap pretrain map-huge-released --data.root IMAGENET/train --out runs/map-huge-released

@@ -21,6 +21,7 @@ def _at_384(recipe: Recipe) -> Recipe:
             "learner.backbone.img_size": 384,
             "learner.smoothing": 0.1,
             "data.size": 384,
+            "data.augment.type": "RandAugment",
             "exams.val.test.size": 384,
             "exams.val.test.crop.crop_ratio": 1.0,
             "optim.lr": 1e-5,

@@ -1,7 +1,7 @@
 """Vim: pretraining by MAP, MAE and local MAE, and fine-tuning as its authors train it.
 
 Pretraining leaves the class token out; fine-tuning starts it fresh in the middle of the patches. The pilot study's
-autoregression is in ``pilot``. What the source does and these recipes do not do yet: RandAugment, random erasing and repeated
+autoregression is in ``pilot``. What the source does and these recipes do not do yet: random erasing and repeated
 augmentation; its moving average of the weights, which is not what it reports, is off.
 """
 
