@@ -100,13 +100,17 @@ def test_half_precision_is_as_right_as_the_composition(dtype: torch.dtype, backe
     directions=st.integers(1, 2),
     bias=st.booleans(),
     backend=st.sampled_from(["torch", "cpu"]),
+    seed=st.integers(0, 2**31 - 1),
 )
-def test_any_shape_and_option_is_computed_right(backend: str, **shape) -> None:
+def test_any_shape_and_option_is_computed_right(backend: str, seed: int, **shape) -> None:
+    torch.manual_seed(seed)
     tensors = problem(**shape)
-    truth = run(in_float64(tensors), None)
+    truth, composed = run(in_float64(tensors), None), run(tensors, "reference")
     for name, value in run(tensors, backend).items():
         assert value.shape == truth[name].shape
-        assert relative(value, truth[name]) <= 2 * ACTIVATION_GRADIENT[torch.float32], name
+        # a gradient of one number may be a sum whose parts cancel: how far float32 gets there, the composition tells
+        cancelled = 10 * relative(composed[name], truth[name])
+        assert relative(value, truth[name]) <= 2 * ACTIVATION_GRADIENT[torch.float32] + cancelled, name
 
 
 def test_the_triton_kernels_write_into_the_halves_and_add() -> None:
