@@ -111,6 +111,8 @@ class Learner(Protocol):
         """Take over pretrained weights (by our names); say what was loaded, dropped and left fresh, and why."""
         ...
 
+    # Optional: follow(average: dict[str, Tensor] | None, progress: float) -> None, called before every step with the moving
+    # average of the learner's state (None where there is none) and the part of the run that is done.
     # Optional: settle(batches: Iterable[Batch]) -> None, called on a copy before it is examined or becomes the final weights,
     # for what follows from weights and data together (running statistics).
 

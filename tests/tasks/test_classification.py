@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridmap.backbones import ARM, HybridNet, ViT
+from hybridmap.backbones import ARM, HybridNet, MambaVision, ViT
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.loader import each
 from hybridmap.data.synthetic import Synthetic
@@ -169,6 +169,69 @@ def test_mixed_targets_follow_the_mixed_images(hybrid: HybridNet.Config):
 def test_evaluation_does_not_mix(hybrid: HybridNet.Config):
     model = learner(hybrid).eval()
     assert torch.equal(model(batch()).total, model(batch()).total)
+
+
+def averages(learner: Classification) -> dict[str, Tensor]:
+    """Weights that differ from the learner's, as a moving average does."""
+    drawn = torch.Generator().manual_seed(1)
+    state = {name: value for name, value in learner.state_dict().items() if value.is_floating_point()}
+    return {name: value + 0.05 * torch.randn(value.shape, generator=drawn) for name, value in state.items()}
+
+
+def test_mesa_adds_the_divergence_from_what_the_averaged_weights_answer(hybrid: HybridNet.Config):
+    task = learner(replace(hybrid, drop_path=0.0), mixing=PLAIN, mesa=2.0).train()
+    plain = task(batch())
+    average = averages(task)
+    task.follow(average, 0.5)
+    loss = task(batch())
+    twin = learner(replace(hybrid, drop_path=0.0), mixing=PLAIN).eval()
+    twin.load_state_dict(task.state_dict() | average)
+    with torch.no_grad():
+        theirs = twin.backbone(batch().inputs).softmax(1)
+        ours = task.backbone(batch().inputs).log_softmax(1)
+    divergence = (theirs * (theirs.log() - ours)).sum(1).mean()
+    torch.testing.assert_close(loss.parts["mesa"], divergence)
+    assert divergence > 1e-4
+    torch.testing.assert_close(loss.total, plain.total + 2.0 * divergence)
+
+
+def test_mesas_teacher_drops_no_path_and_learns_nothing(hybrid: HybridNet.Config):
+    task = learner(replace(hybrid, drop_path=0.5), mixing=PLAIN, mesa=1.0).train()
+    average = averages(task)
+    before = {name: value.clone() for name, value in average.items()}
+    task.follow(average, 1.0)
+    answers = [task._averaged_logits(batch().inputs) for _ in range(2)]
+    assert torch.equal(answers[0], answers[1])
+    assert task.backbone.training
+    task(batch()).total.backward()
+    assert all(torch.equal(value, before[name]) and value.grad is None for name, value in average.items())
+
+
+def test_mesa_leaves_the_statistics_of_its_teacher_alone():
+    config = MambaVision.Config(embed_dim=8, stem_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2), img_size=64)
+    task = learner(config, mixing=PLAIN, mesa=1.0).train()
+    average = averages(task)
+    before = {name: value.clone() for name, value in average.items()}
+    task.follow(average, 1.0)
+    task(Batch(inputs=torch.randn(4, 3, 64, 64), key=torch.arange(4), labels=torch.arange(4)))
+    assert all(torch.equal(value, before[name]) for name, value in average.items())
+
+
+def test_mesa_begins_after_a_part_of_the_run_and_is_no_matter_of_evaluation(hybrid: HybridNet.Config):
+    task = learner(hybrid, mixing=PLAIN, mesa=1.0, mesa_start=0.25).train()
+    task.follow(averages(task), 0.2)
+    assert task(batch()).parts == {}
+    task.follow(averages(task), 0.25)
+    assert set(task(batch()).parts) == {"mesa"}
+    assert task.eval()(batch()).parts == {}
+
+
+def test_mesa_without_an_average_is_refused(hybrid: HybridNet.Config):
+    with pytest.raises(UserError, match=r"moving average of the weights, of which there is none; set train\.ema"):
+        learner(hybrid, mesa=1.0).follow(None, 0.0)
+    learner(hybrid).follow(None, 0.0)
+    with pytest.raises(UserError, match="mesa must be 0"):
+        learner(hybrid, mesa=-1.0)
 
 
 def test_every_parameter_gets_a_gradient_and_a_layer_id(hybrid: HybridNet.Config, vit: ViT.Config):

@@ -1,6 +1,7 @@
 """Classification: fine-tune a backbone with its head, and measure it.
 
     images ─ mixing ─> backbone with registers, neck and head ─> logits ─> cross-entropy with soft targets
+                   └─> the same by its averaged weights ───────> logits ─> + mesa * divergence from these, where asked for
 
 Weights may come from pretraining (encoder taken, decoder dropped, what pretraining never trained left fresh), from another
 classification run (all taken, the head only where the classes are as many), or from a bare backbone.
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import Config, Configurable
@@ -48,6 +50,10 @@ class Classification(nn.Module, Configurable):
         """Mixup and CutMix, applied in training only."""
         head_std: float | None = None
         """Draw the head's weights from a truncated normal of this deviation (MAE: 2e-5); None = as the backbone does."""
+        mesa: float = 0.0
+        """Weight of the divergence from what the moving average of the weights (``train.ema``) answers; 0 = not asked."""
+        mesa_start: float = 0.25
+        """Part of the run after which it is asked."""
 
     def __init__(self, config: Classification.Config) -> None:
         super().__init__()
@@ -56,6 +62,12 @@ class Classification(nn.Module, Configurable):
             raise UserError(f"classification needs at least one class, got {config.num_classes}")
         if not 0 <= config.smoothing < 1:
             raise UserError(f"label smoothing must lie in [0, 1), got {config.smoothing}")
+        if config.mesa < 0 or not 0 <= config.mesa_start <= 1:
+            raise UserError(
+                f"mesa must be 0 (off) or a positive weight and mesa_start a part of the run, got {config.mesa} and "
+                f"{config.mesa_start}"
+            )
+        self._average: dict[str, Tensor] | None = None
         self.backbone: Backbone = replace(config.backbone, num_classes=config.num_classes).build()
         self.mixing: Mixing = config.mixing.build()
         if config.head_std is not None:
@@ -72,12 +84,54 @@ class Classification(nn.Module, Configurable):
         if batch.labels is None:
             raise UserError("fine-tuning needs labelled images: a folder with one sub-folder per class")
         images, kept = self.mixing(batch.inputs) if self.training else (batch.inputs, 1.0)
-        return self.step(images, mixup_target(batch.labels, self.config.num_classes, kept, self.config.smoothing))
+        targets = mixup_target(batch.labels, self.config.num_classes, kept, self.config.smoothing)
+        return self.step(images, targets, self._averaged_logits(images))
 
-    def step(self, images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B classes"]) -> Loss:
-        """Cross-entropy against soft targets, in at least fp32. Public, because it is what gets compiled."""
+    def step(
+        self,
+        images: Float[Tensor, "B C H W"],
+        targets: Float[Tensor, "B classes"],
+        averaged: Float[Tensor, "B classes"] | None = None,
+    ) -> Loss:
+        """Cross-entropy against soft targets, in at least fp32; with the logits of the averaged weights, also the divergence
+        of the answer from theirs. Public, because it is what gets compiled.
+
+        Source: arXiv:2205.14083, MESA, at temperature 1: weight * KL(softmax(averaged) || softmax(logits)).
+        """
         logits = self.backbone(images)
-        return Loss(total=F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(logits, targets)
+        if averaged is None:
+            return Loss(total=loss)
+        theirs = averaged.to(logits.dtype).log_softmax(1)
+        mesa = F.kl_div(logits.log_softmax(1), theirs, reduction="batchmean", log_target=True)
+        return Loss(total=loss + self.config.mesa * mesa, parts={"mesa": mesa})
+
+    def follow(self, average: dict[str, Tensor] | None, progress: float) -> None:
+        """Hear of the moving average of the weights, before each step, and of the part of the run that is done.
+
+        Raises:
+            UserError: if ``mesa`` is on and there is no average, or one in pieces.
+        """
+        if not self.config.mesa:
+            return
+        if average is None:
+            raise UserError("learner.mesa needs a moving average of the weights, of which there is none; set train.ema")
+        if any(isinstance(value, DTensor) for value in average.values()):
+            raise UserError("learner.mesa needs whole weights in every process, got sharded ones; set train.parallel to ddp")
+        self._average = average if progress >= self.config.mesa_start else None
+
+    @torch.no_grad()
+    def _averaged_logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"] | None:
+        """What the averaged weights answer, without drop path and with their own running statistics; None while nobody asks."""
+        if self._average is None or not self.training:
+            return None
+        weights = {name.removeprefix("backbone."): value for name, value in self._average.items()}
+        self.backbone.eval()
+        try:
+            return torch.func.functional_call(self.backbone, weights, (images,))
+        finally:
+            self.backbone.train()
 
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> layer id, for layer-wise learning rates."""

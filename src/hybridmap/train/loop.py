@@ -194,6 +194,8 @@ def train(
             lr = state.lr_scale * schedule(epochs * state.step / steps, epochs, highest_lr)
             set_lr(optimizer, lr)
             optimizer.zero_grad()
+            if hasattr(learner, "follow"):
+                learner.follow(state.ema, state.step / steps)  # type: ignore[operator]
             before = [buffer.clone() for buffer in learner.buffers()]
             portions: list[dict[str, Tensor]] = []
             for micro, batch in enumerate(stream.next()):
