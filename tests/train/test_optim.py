@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.optim import Lars
 from timm.optim.lamb import Lamb
 from torch import nn
 from train_toy import ToyLearner
 
 from hybridmap.errors import UserError
-from hybridmap.train.optim import LAMB, SGD, AdamW, Muon, orthogonalise, set_lr
+from hybridmap.train.optim import LAMB, LARS, SGD, AdamW, Muon, orthogonalise, set_lr
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -172,6 +173,53 @@ def test_sgd_steps_as_torch_does_and_a_skipped_first_step_leaves_nothing_behind(
 def test_impossible_momentum_of_sgd_is_refused() -> None:
     with pytest.raises(UserError, match=r"optim\.momentum must lie in \[0, 1\), got -0.1"):
         SGD.Config(momentum=-0.1)
+
+
+def test_lars_steps_as_timm_does_and_skips_what_is_flagged() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    nn.init.zeros_(model[1].weight)  # a tensor of no length is not stretched
+    twin = copy.deepcopy(model)
+    lars = LARS.Config(lr=0.5, trust=0.02).build()
+    ours = lars.optimizer(model.named_parameters(), lars.rules(model))
+    set_lr(ours, 0.5)
+    matrices = {"params": [twin[0].weight, twin[1].weight], "always_adapt": True}
+    vectors = {"params": [twin[0].bias, twin[1].bias], "always_adapt": False}
+    theirs = Lars([matrices, vectors], lr=0.5, momentum=0.9, trust_coeff=0.02, eps=0.0)
+    for k in range(5):
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            a.grad = torch.full_like(a, torch.nan)
+            b.grad = torch.randn_like(b)
+        if k == 2:
+            ours.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+            ours.step()
+        ours.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            assert b.grad is not None
+            a.grad = b.grad.clone()
+        ours.step()
+        theirs.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert LARS.Config().build().lr(16384) == pytest.approx(6.4)
+
+
+def test_lars_decays_matrices_before_it_looks_at_their_length() -> None:
+    model = nn.Linear(3, 2)
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    lars = LARS.Config(lr=0.5, weight_decay=0.1, trust=0.02).build()
+    ours = lars.optimizer(model.named_parameters(), lars.rules(model))
+    set_lr(ours, 0.5)
+    model.weight.grad, model.bias.grad = torch.randn(2, 3), torch.randn(2)
+    ours.step()
+    update = model.weight.grad + 0.1 * weight
+    torch.testing.assert_close(model.weight.detach(), weight - 0.5 * 0.02 * weight.norm() / update.norm() * update)
+    torch.testing.assert_close(model.bias.detach(), bias - 0.5 * model.bias.grad)
+
+
+def test_an_impossible_trust_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optim\.trust must be more than 0, got 0"):
+        LARS.Config(trust=0.0)
 
 
 @pytest.mark.parametrize("longest", [1.0, None])

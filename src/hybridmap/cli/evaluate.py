@@ -13,7 +13,7 @@ from hybridmap.cli.runs import device_named, evaluation_data, first_word, open_r
 from hybridmap.data.base import Dataset
 from hybridmap.data.folder import ImageFolder
 from hybridmap.errors import UserError
-from hybridmap.tasks.classification import Classification
+from hybridmap.tasks.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         parse(Options, ["--help"], "evaluate", told, Options(run="RUN", data=ImageFolder.Config()))
     run = open_run(name)
-    if not isinstance(run.learner, Classification):
+    if not isinstance(run.learner, Classifier):
         raise UserError(f"{run.name} is no classifier; fine-tune it first (hybridmap finetune RECIPE --init {run.name})")
     default = Options(run=run.name, data=evaluation_data(run, split="test"))
     options = parse(Options, arguments, "evaluate", told, default)

@@ -117,12 +117,12 @@ def _recipes_of(module: ModuleType) -> list[Entry]:
 
 
 def _kind(made: Config) -> Literal["pretrain", "finetune", "exam"]:
-    from hybridmap.tasks.classification import Classification
+    from hybridmap.tasks.classifier import Classifier
     from hybridmap.train.recipe import Recipe
 
     if not isinstance(made, Recipe):
         return "exam"
-    return "finetune" if isinstance(made.learner, Classification.Config) else "pretrain"
+    return "finetune" if isinstance(made.learner, Classifier.Config) else "pretrain"
 
 
 def _told(text: str, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
-from hybridmap.tasks.classification import Classification
+from hybridmap.tasks.classifier import Classifier
 from hybridmap.tasks.linear_probe import LinearProbe
 from hybridmap.train.optim import AdamW
 from hybridmap.train.recipe import Recipe, TrainConfig
@@ -53,7 +53,7 @@ def scale_down(recipe: Recipe) -> Recipe:
     What is under study stays (objective, masks, optimiser, schedule, exams); only sizes, data and duration change.
     """
     learner: Any = recipe.learner.small()
-    if isinstance(learner, Classification.Config):
+    if isinstance(learner, Classifier.Config):
         learner = replace(learner, num_classes=CLASSES)
     size = learner.backbone.img_size
     return replace(

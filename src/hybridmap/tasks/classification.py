@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import Config, Configurable
 from hybridmap.data.base import Dataset
-from hybridmap.data.loader import each
 from hybridmap.errors import UserError
 from hybridmap.layers.pos_embed import on_grid
-from hybridmap.tasks.features import frozen, named
+from hybridmap.tasks.classifier import Classifier
+from hybridmap.tasks.features import named
 from hybridmap.tasks.mixing import Mixing
 from hybridmap.types import Batch, InitReport, Loss
 
@@ -33,17 +33,11 @@ _UNTRAINED = ("registers.", "head.")
 """Parts of a backbone that pretraining objectives build without, or keep at their initial values."""
 
 
-class Classification(nn.Module, Configurable):
+class Classification(Classifier):
     """A learner: its backbone's logits against labels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Config):
-        backbone: Backbone.Config
-        """The network; its own number of classes is overruled."""
-        num_classes: int = 1000
-        """Outputs of the head."""
-        class_names: tuple[str, ...] = ()
-        """Names of the outputs, in their order; a data set to be evaluated must have the same. Empty = not compared."""
+    class Config(Classifier.Config):
         smoothing: float = 0.0
         """Share of every target that is spread over all classes."""
         mixing: Mixing.Config = field(default_factory=Mixing.Config)
@@ -55,11 +49,10 @@ class Classification(nn.Module, Configurable):
         mesa_start: float = 0.25
         """Part of the run after which it is asked."""
 
+    config: Classification.Config
+
     def __init__(self, config: Classification.Config) -> None:
-        super().__init__()
-        self.config = config
-        if config.num_classes < 1:
-            raise UserError(f"classification needs at least one class, got {config.num_classes}")
+        super().__init__(config)
         if not 0 <= config.smoothing < 1:
             raise UserError(f"label smoothing must lie in [0, 1), got {config.smoothing}")
         if config.mesa < 0 or not 0 <= config.mesa_start <= 1:
@@ -81,10 +74,9 @@ class Classification(nn.Module, Configurable):
         Raises:
             UserError: if the data has no labels.
         """
-        if batch.labels is None:
-            raise UserError("fine-tuning needs labelled images: a folder with one sub-folder per class")
+        labels = self.labels_of(batch)
         images, kept = self.mixing(batch.inputs) if self.training else (batch.inputs, 1.0)
-        targets = mixup_target(batch.labels, self.config.num_classes, kept, self.config.smoothing)
+        targets = mixup_target(labels, self.config.num_classes, kept, self.config.smoothing)
         return self.step(images, targets, self._averaged_logits(images))
 
     def step(
@@ -132,6 +124,9 @@ class Classification(nn.Module, Configurable):
             return torch.func.functional_call(self.backbone, weights, (images,))
         finally:
             self.backbone.train()
+
+    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+        return self.backbone(images)
 
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> layer id, for layer-wise learning rates."""
@@ -198,46 +193,6 @@ class Classification(nn.Module, Configurable):
             )
         return None
 
-    def predict(
-        self, dataset: Dataset.Config, device: torch.device | str = "cpu", batch_size: int = 256
-    ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, "n"]]:
-        """Logits and labels of every image of a labelled data set, in its order, on the host; the learner stays as it was.
-
-        Raises:
-            UserError: if the data has no labels, or other classes than the head.
-        """
-        source, names = dataset.build(), self.config.class_names
-        if source.classes is None or len(source.classes) != self.config.num_classes:
-            found = "no classes" if source.classes is None else f"{len(source.classes)} classes"
-            raise UserError(
-                f"the head has {self.config.num_classes} classes, but the images to evaluate have {found}; give a folder with "
-                "one sub-folder per class of the training data"
-            )
-        if names and tuple(source.classes) != names:
-            strange = next(theirs for theirs, ours in zip(source.classes, names, strict=True) if theirs != ours)
-            raise UserError(
-                f"the images to evaluate have a class {strange!r} that training did not know in this place; give a folder with "
-                f"the same sub-folders, such as {names[0]}"
-            )
-        logits: list[Tensor] = []
-        labels: list[Tensor] = []
-        with frozen(self):
-            for images, numbers, _ in each(source, batch_size, device=device):
-                logits.append(self.backbone(images).float().cpu())
-                labels.append(numbers.cpu())
-        return torch.cat(logits), torch.cat(labels)
-
-    def evaluate(self, dataset: Dataset.Config, device: torch.device | str = "cpu", batch_size: int = 256) -> dict[str, float]:
-        """``top1`` and ``top5`` in per cent, the plain cross-entropy ``loss``, and the number of ``images``."""
-        logits, labels = self.predict(dataset, device, batch_size)
-        best = logits.topk(min(5, self.config.num_classes), dim=1).indices
-        return {
-            "top1": 100.0 * (best[:, 0] == labels).float().mean().item(),
-            "top5": 100.0 * (best == labels[:, None]).any(1).float().mean().item(),
-            "loss": F.cross_entropy(logits, labels).item(),
-            "images": float(len(labels)),
-        }
-
 
 class Accuracy(Configurable):
     """The exam of a classification run: accuracy on images that it was not trained on."""
@@ -249,8 +204,8 @@ class Accuracy(Configurable):
         batch_size: int = 256
         """Images per forward pass; does not change the result."""
 
-    def __call__(self, learner: Classification, device: torch.device | str = "cpu") -> dict[str, float]:
-        """``top1``, ``top5``, ``loss`` and ``images``, as :meth:`Classification.evaluate` gives them; empty while the data has
+    def __call__(self, learner: Classifier, device: torch.device | str = "cpu") -> dict[str, float]:
+        """``top1``, ``top5``, ``loss`` and ``images``, as :meth:`Classifier.evaluate` gives them; empty while the data has
         no directory."""
         if not named(self.config.test):
             return {}

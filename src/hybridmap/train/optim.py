@@ -190,6 +190,51 @@ class _Momentum(torch.optim.Optimizer):
             _settle(self, parameter, parameter - group["lr"] * sum_after, {"momentum": sum_after})
 
 
+class LARS(Optimizer):
+    """Gradient descent with momentum whose update of every matrix is in proportion to the matrix, for very large batches.
+
+        u = g + decay W        v = momentum v + trust |W| / |u| u        W = W - lr v
+
+    1-D parameters take their gradient as it is, without decay. Source: arXiv:1708.03888, as MAE's linear probe uses it
+    (facebookresearch/mae:main_linprobe.py: lr 0.1 per 256 images, momentum 0.9, trust 0.001, no decay).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SGD.Config):
+        base_lr: float = 0.1
+        """Learning rate per ``base_batch`` samples: lr = base_lr * train.batch_size / base_batch."""
+        weight_decay: float = 0.0
+        """Decay of the parameters that are decayed at all, added to their gradient."""
+        trust: float = 0.001
+        """Length of a matrix's step, at learning rate 1, as a part of its own."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.trust <= 0:
+                raise UserError(f"optim.trust must be more than 0, got {self.trust}")
+
+    config: LARS.Config
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]], rules: dict[str, Rule]) -> torch.optim.Optimizer:
+        return _Lars(self.groups(parameters, rules), self.config)
+
+
+class _Lars(torch.optim.Optimizer):
+    def __init__(self, groups: list[dict[str, Any]], config: LARS.Config) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.momentum, self.trust = config.momentum, config.trust
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group, parameter, gradient in _trained(self):
+            update = gradient
+            if parameter.ndim > 1:
+                update = gradient + group["weight_decay"] * parameter
+                update = update * _stretch(parameter, update, self.trust)
+            sum_after = _before(self, parameter, "momentum") * self.momentum + update
+            _settle(self, parameter, parameter - group["lr"] * sum_after, {"momentum": sum_after})
+
+
 class LAMB(Optimizer):
     """Adam whose update of every tensor is made as long as the tensor itself, for very large batches.
 
@@ -240,10 +285,15 @@ class _Lamb(torch.optim.Optimizer):
         length: Tensor | float = 1.0
         if group["weight_decay"]:
             update = update + group["weight_decay"] * parameter
-            own, new = whole(parameter.norm()), whole(update.norm())
-            length = torch.where((own > 0) & (new > 0), own / new, 1.0)
+            length = _stretch(parameter, update)
         after = {"step": step, "exp_avg": average, "exp_avg_sq": square}
         _settle(self, parameter, parameter - group["lr"] * length * update, after)
+
+
+def _stretch(parameter: Tensor, update: Tensor, trust: float = 1.0) -> Tensor:
+    """The factor that makes an update ``trust`` times as long as its parameter; 1 where either has no length."""
+    own, new = whole(parameter.norm()), whole(update.norm())
+    return torch.where((own > 0) & (new > 0), trust * own / new, 1.0)
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], nn.Parameter, Tensor]]:
