@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybridmap.data.folder import EXTENSIONS, ImageFolder, list_images
+from hybridmap.data.files import EXTENSIONS, list_images
+from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop
 from hybridmap.errors import UserError
 
@@ -24,12 +25,17 @@ def folder(root: Path, **fields) -> ImageFolder:
     return ImageFolder.Config(root=str(root), size=8, workers=0, **fields).build()
 
 
+def names(data: ImageFolder) -> list[str]:
+    """Paths below the root, in order."""
+    return [data.source.stable_name(i) for i in range(len(data))]
+
+
 def test_first_level_directories_are_the_classes_however_deep_the_images_lie(tmp_path: Path) -> None:
     for name in ("dog/b.png", "cat/deep/er/a.JPG", "cat/0.webp"):
         picture(tmp_path / name)
     data = folder(tmp_path)
     assert data.classes == ("cat", "dog")
-    assert data.files == ["cat/0.webp", "cat/deep/er/a.JPG", "dog/b.png"]
+    assert names(data) == ["cat/0.webp", "cat/deep/er/a.JPG", "dog/b.png"]
     assert [data.sample(i, 0).label for i in range(3)] == [0, 0, 1]
     assert data.labelled() == ("cat", "dog")
 
@@ -40,7 +46,7 @@ def test_one_loose_image_makes_the_folder_unlabelled(tmp_path: Path) -> None:
     data = folder(tmp_path)
     assert data.classes is None
     assert data.sample(0, 0).label == -1
-    with pytest.raises(UserError, match=r"labelled images were expected.*loose\.png lies in none"):
+    with pytest.raises(UserError, match=r"labelled images were expected.*loose\.png has none"):
         data.labelled()
 
 
@@ -89,7 +95,7 @@ def test_a_directory_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: 
     def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("hybridmap.data.folder.os.scandir", refuse)
+    monkeypatch.setattr("hybridmap.data.files.os.scandir", refuse)
     with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\)"):
         list_images(str(tmp_path))
 
@@ -100,9 +106,9 @@ def test_held_out_images_are_the_same_each_time_and_of_every_class(tmp_path: Pat
             picture(tmp_path / name / f"{i}.png")
     train, test = folder(tmp_path, split="train"), folder(tmp_path, split="test")
     assert len(train) == 36
-    assert sorted(train.files + test.files) == folder(tmp_path).files
-    assert [path.split("/")[0] for path in test.files] == ["cat", "cat", "dog", "dog"]
-    assert folder(tmp_path, split="test").files == test.files
+    assert sorted(names(train) + names(test)) == names(folder(tmp_path))
+    assert [path.split("/")[0] for path in names(test)] == ["cat", "cat", "dog", "dog"]
+    assert names(folder(tmp_path, split="test")) == names(test)
 
 
 def test_directories_train_and_val_are_the_splits_and_share_their_class_numbers(tmp_path: Path) -> None:

@@ -242,8 +242,8 @@ def test_each_gives_every_image_once_in_order(photos: Path) -> None:
     data = folder(photos, crop=CentreCrop.Config()).build()
     batches = list(each(data, 5))
     assert [len(paths) for _, _, paths in batches] == [5, 5, 2]
-    assert [path for _, _, paths in batches for path in paths] == [f"{photos}/{name}" for name in data.files]
-    assert torch.cat([labels for _, labels, _ in batches]).tolist() == data.labels
+    assert [path for _, _, paths in batches for path in paths] == [data.source.name(i) for i in range(12)]
+    assert torch.cat([labels for _, labels, _ in batches]).tolist() == [data.source.label(i) for i in range(12)]
     again = list(each(data, 12, workers=1))
     assert torch.equal(torch.cat([b[0] for b in batches]), again[0][0])
 

@@ -163,13 +163,13 @@ def read_images(paths: Sequence[str], data: Dataset.Config) -> Float[Tensor, "B 
         UserError: for a file that cannot be read.
     """
     from hybridmap.data.base import UnreadableImage
-    from hybridmap.data.decode import decode
+    from hybridmap.data.decode import decode, read_file
 
     crop, size = CentreCrop.Config().build(), data.image_size
     images = []
     for path in paths:
         try:
-            found = decode(path, lambda full: min(side / out for side, out in zip(full, size, strict=True)))
+            found = decode(path, read_file(path), lambda full: min(side / out for side, out in zip(full, size, strict=True)))
         except UnreadableImage as error:
             raise UserError(f"{error.path} cannot be read ({error.reason}); expected an image file") from None
         images.append(crop(found.image, size, 0, found.full))

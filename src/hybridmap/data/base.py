@@ -77,6 +77,13 @@ class Samples:
         )
 
 
+def _stacked(images: list[Tensor]) -> Tensor:
+    """One batch of images that lie in memory as they did: pixel by pixel where decoders deliver them so."""
+    if images[0].stride(0) == 1:
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(images)
+
+
 def key_of_view(key: int, view: int | None) -> int:
     """The key that decides about one of several independent crops; without ``view`` the sample's own."""
     return key if view is None else hash_ints(key, view)
@@ -120,6 +127,8 @@ class Dataset(Configurable):
     config: Dataset.Config
     classes: tuple[str, ...] | None = None
     """Class names by label; None where the images have no labels."""
+    blocks: tuple[int, ...] | None = None
+    """Lengths of runs of images that are best read together, in their order; None where any order is as good as any other."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -156,7 +165,7 @@ class Dataset(Configurable):
                 path, reason = next(iter(skipped.items()))
                 raise UserError(f"none of the {len(self)} images can be read; the first of them is {path}: {reason}")
         height, width = self.config.image_size
-        images = torch.stack([s.image for s in found]) if found else torch.empty(0, 3, height, width, dtype=torch.uint8)
+        images = _stacked([s.image for s in found]) if found else torch.empty(0, 3, height, width, dtype=torch.uint8)
         return Samples(
             images=images,
             labels=torch.tensor([s.label for s in found], dtype=torch.int64),

@@ -5,11 +5,13 @@
                                                             └> all the rest: Pillow ────┴─> uint8 (3, H, W)
 
 The header is read first and by itself, because it is what tells a decompression bomb from a picture before any memory is spent.
+That of an ordinary JPEG takes a few steps over its segments; Pillow reads all others.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -56,11 +58,27 @@ class Decoded:
     """(height, width) of the file, upright, in pixels."""
 
 
-def decode(path: str, shrink: Callable[[tuple[int, int]], float]) -> Decoded:
-    """Read one image file.
+def read_file(path: str) -> bytearray:
+    """The contents of an image file.
+
+    Raises:
+        UnreadableImage: if it cannot be had.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            del data[file.readinto(data) :]
+            return data
+    except OSError as error:
+        raise UnreadableImage(path, error.strerror or _first_line(error)) from None
+
+
+def decode(name: str, data: bytearray, shrink: Callable[[tuple[int, int]], float]) -> Decoded:
+    """One image from the contents of its file.
 
     Args:
-        path: the file.
+        name: what it is called in messages, such as the path of the file.
+        data: the contents.
         shrink: from the upright (height, width) of the file, how many of its pixels stand behind one pixel of the output, along
             the side where there are fewest. Photographs far larger than that are decoded at a fraction of their size.
 
@@ -68,21 +86,20 @@ def decode(path: str, shrink: Callable[[tuple[int, int]], float]) -> Decoded:
         UnreadableImage: whatever is wrong with the file.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
         if not data:
-            raise UnreadableImage(path, "the file is empty")
-        return _decode(path, data, shrink)
+            raise UnreadableImage(name, "the file is empty")
+        return _decode(name, data, shrink)
     except UnreadableImage:
         raise
-    except OSError as error:
-        raise UnreadableImage(path, error.strerror or _first_line(error)) from None
     except Exception as error:
         # Decoders of some twenty formats raise whatever they like; for the caller each of them is a file that cannot be read.
-        raise UnreadableImage(path, _first_line(error)) from None
+        raise UnreadableImage(name, _first_line(error)) from None
 
 
-def _decode(path: str, data: bytes, shrink: Callable[[tuple[int, int]], float]) -> Decoded:
+def _decode(path: str, data: bytearray, shrink: Callable[[tuple[int, int]], float]) -> Decoded:
+    plain = _size_of_plain_jpeg(data)
+    if plain is not None and plain[0] * plain[1] <= MAX_PIXELS and shrink(plain) < 2 * _SPARE:
+        return _whole(_plain_jpeg(data))
     with warnings.catch_warnings():
         # Pillow warns of large images and of odd metadata; what matters here is only whether the pixels can be had.
         warnings.simplefilter("ignore")
@@ -118,11 +135,29 @@ def _whole(image: UInt8[Tensor, "3 h w"]) -> Decoded:
     return Decoded(image=image, full=(image.shape[1], image.shape[2]))
 
 
-def _plain_jpeg(data: bytes) -> UInt8[Tensor, "3 h w"]:
-    # frombuffer wants writable memory.
-    image = decode_jpeg(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True
-    )
+def _size_of_plain_jpeg(data: bytearray) -> tuple[int, int] | None:
+    """(height, width) of a JPEG of one or three channels that is stored upright; None for all others, or where that is unsure.
+
+    A JPEG is a row of segments: 0xFF, its kind, two bytes of length, contents. Source: ITU T.81, annex B.
+    """
+    at, end = 2, len(data) - 10
+    if data[:2] != b"\xff\xd8":
+        return None
+    while at < end and data[at] == 0xFF:
+        kind, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if kind in (0xC0, 0xC1, 0xC2):
+            size = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            return size if data[at + 9] in (1, 3) and data[at + 4] == 8 and min(size) > 0 else None
+        if not (0xE0 <= kind <= 0xEF or kind in (0xDB, 0xC4, 0xDD, 0xFE)) or data[at + 4 : at + 8] == b"Exif":
+            return None
+        at += 2 + length
+    return None
+
+
+def _plain_jpeg(data: bytearray) -> UInt8[Tensor, "3 h w"]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torchvision plans to give decoders away
+        image = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True)
     assert isinstance(image, Tensor)
     return image
 

@@ -31,7 +31,10 @@ def resize(image: UInt8[Tensor, "C h w"], size: tuple[int, int]) -> UInt8[Tensor
     """Bicubic with antialiasing, on uint8 (rounded and clamped), as Pillow's filter."""
     if tuple(image.shape[-2:]) == size:
         return image
-    return F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
+    # A decoded image lies in memory pixel by pixel. The batch axis goes in front of (h, w, C), because only then do the strides
+    # say so, and torch takes the path that is twice as fast; the numbers are the same.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size, mode="bicubic", antialias=True, align_corners=False)[0]
 
 
 class Crop(Configurable):
@@ -162,6 +165,12 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Fl
     if images.dtype != torch.uint8:
         return images
     centre, scale = _constants(tuple(mean), tuple(std), images.device)
+    if images.stride(1) == 1 and images.shape[1] > 1:
+        # Pixel by pixel: whole rows at a time, because arithmetic along an axis of three is slow.
+        b, c, h, w = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(b * h, w * c).float()
+        rows.sub_(centre.flatten().repeat(w)).div_(scale.flatten().repeat(w))
+        return rows.view(b, h, w, c).permute(0, 3, 1, 2)
     return images.float().sub_(centre).div_(scale)
 
 

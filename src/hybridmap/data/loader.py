@@ -3,6 +3,8 @@
     position p = step * G + micro * G/A + rank * G/(A W) + i            G global batch, A micro-steps, W processes, i sample
     epoch = p // len        index = permutation(seed, epoch)[p % len]        key = hash(seed, epoch, p % len)
 
+The permutation is one of all images, or, where they come in blocks that are read as a whole, of blocks, a few mixed at a time.
+
 An endless stream of positions: epochs follow each other without a gap, and no batch is cut short. Since everything follows from
 the position, a loader has no state to save: it continues at ``start_step``, and any split into processes, micro-steps and
 workers sees the same samples. Where the data are asked for several views, each micro-batch is asked for as often.
@@ -40,11 +42,22 @@ _JUDGED_AFTER = 1000
 """Images seen (or one epoch, if that is less) before that part is judged."""
 
 
+MIXED = 16
+"""Blocks whose images an epoch mixes with each other, where the data come in blocks."""
+
+
 @lru_cache(maxsize=2)
-def permutation(seed: int, epoch: int, length: int) -> Int[np.ndarray, "length"]:
-    """The order in which ``epoch`` visits the data set."""
+def permutation(seed: int, epoch: int, length: int, blocks: tuple[int, ...] | None = None) -> Int[np.ndarray, "length"]:
+    """The order in which ``epoch`` visits the data set. With ``blocks`` (lengths of runs that are read together) it is one of
+    blocks, and of the images of ``MIXED`` blocks at a time."""
     generator = np.random.Generator(np.random.Philox(key=hash_ints(seed, epoch, length) & ((1 << 64) - 1)))
-    return generator.permutation(length)
+    if blocks is None:
+        return generator.permutation(length)
+    ends = np.cumsum(blocks)
+    order = generator.permutation(len(blocks))
+    windows = [order[first : first + MIXED] for first in range(0, len(order), MIXED)]
+    runs = [np.concatenate([np.arange(int(ends[k]) - blocks[k], int(ends[k])) for k in window]) for window in windows]
+    return np.concatenate([generator.permutation(run) for run in runs])
 
 
 Request = tuple[list[int], list[int], int | None, bool]
@@ -55,10 +68,10 @@ class _Requests:
     """The micro-batches of one process in order, each view of them on its own."""
 
     def __init__(
-        self, length: int, seed: int, starts: range, micro: int, stride: int, count: int, views: Sequence[int | None]
+        self, dataset: Dataset, seed: int, starts: range, micro: int, stride: int, count: int, views: Sequence[int | None]
     ) -> None:
-        self.length, self.seed, self.starts, self.micro, self.stride, self.count = length, seed, starts, micro, stride, count
-        self.views = views
+        self.length, self.blocks, self.seed, self.views = len(dataset), dataset.blocks, seed, views
+        self.starts, self.micro, self.stride, self.count = starts, micro, stride, count
 
     def __iter__(self) -> Iterator[Request]:
         for start in self.starts:
@@ -66,7 +79,7 @@ class _Requests:
                 indices, keys = [], []
                 for position in range(first, first + self.micro):
                     epoch, place = divmod(position, self.length)
-                    indices.append(int(permutation(self.seed, epoch, self.length)[place]))
+                    indices.append(int(permutation(self.seed, epoch, self.length, self.blocks)[place]))
                     keys.append(hash_ints(self.seed, epoch, place))
                 for view in self.views:
                     yield indices, keys, view, True
@@ -216,7 +229,7 @@ class Loader:
         offset = self.rank * micro
         starts = range(self.start_step * self.batch_size + offset, self.steps * self.batch_size + offset, self.batch_size)
         stride = self.batch_size // self.accumulate
-        return _Requests(len(self.dataset), self.seed, starts, micro, stride, self.accumulate, self._views())
+        return _Requests(self.dataset, self.seed, starts, micro, stride, self.accumulate, self._views())
 
     def _views(self) -> Sequence[int | None]:
         """What each micro-batch is asked for: the samples themselves, or so many independent crops of them."""
