@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from PIL import Image
 from hybridmap.data.base import Dataset
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop
-from hybridmap.data.loader import Loader, each, permutation
+from hybridmap.data.loader import MIXED, Loader, each, permutation
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.errors import UserError
 from hybridmap.types import Batch
@@ -50,6 +51,20 @@ def photos(tmp_path: Path) -> Path:
 
 def folder(root: Path, **fields) -> ImageFolder.Config:
     return ImageFolder.Config(**({"root": str(root), "size": 16, "workers": 0} | fields))
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_blocks_are_read_a_few_at_a_time_and_every_image_once(epoch: int) -> None:
+    blocks = tuple(3 + k % 4 for k in range(3 * MIXED + 5))
+    order = permutation(7, epoch, sum(blocks), blocks)
+    assert sorted(order.tolist()) == list(range(sum(blocks)))
+    assert order.tolist() != permutation(7, 1 - epoch, sum(blocks), blocks).tolist()
+    of_block = np.repeat(np.arange(len(blocks)), blocks)[order]
+    last = {block: place for place, block in enumerate(of_block.tolist())}
+    first = {block: place for place, block in reversed(list(enumerate(of_block.tolist())))}
+    at_once = [sum(first[b] <= place <= last[b] for b in first) for place in range(len(order))]
+    assert max(at_once) <= MIXED
+    assert len(set(of_block[:MIXED].tolist())) > 2, "they are mixed"
 
 
 def test_every_epoch_visits_each_image_once_in_another_order() -> None:

@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("OFFICIAL_FILE -o FILE [--img-size N]", "weights of the official implementations in our names"),
     "export": ("RUN|FILE|MODEL -o FILE", "a network for runtimes, as ONNX or as a program of torch.export"),
     "table": ("NAME|all|claims [--scale SCALE]", "tables and claims of the paper, run here beside what it prints"),
+    "data": (
+        "pack ROOT --out DIR | check ROOT",
+        "images as shards, made smaller once; what is broken or there twice",
+    ),
     "bench": ("ops|model NAME...|step [RECIPE]", "speed of operators, backbones or a training step, as ratios in one run"),
 }
 """Command -> (its arguments, what it is for), in the order of the help."""

@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -84,22 +84,7 @@ class RandomResizedCrop(Crop):
 
     def box(self, full: tuple[int, int], key: int) -> tuple[int, int, int, int]:
         """(top, left, height, width) in pixels of an image of ``full`` (height, width)."""
-        height, width = full
-        (low, high), (narrow, wide) = self.config.scale, self.config.ratio
-        for attempt in range(_TRIES):
-            area = height * width * (low + (high - low) * uniform_int(key, 4 * attempt))
-            shape = math.exp(math.log(narrow) + (math.log(wide) - math.log(narrow)) * uniform_int(key, 4 * attempt + 1))
-            w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-            if 0 < w <= width and 0 < h <= height:
-                top = int((height - h + 1) * uniform_int(key, 4 * attempt + 2))
-                left = int((width - w + 1) * uniform_int(key, 4 * attempt + 3))
-                return top, left, h, w
-        h, w = height, width
-        if width / height < narrow:
-            h = min(height, max(1, round(width / narrow)))
-        elif width / height > wide:
-            w = min(width, max(1, round(height * wide)))
-        return (height - h) // 2, (width - w) // 2, h, w
+        return _random_box(self.config, full, key)
 
     def window(self, full: tuple[int, int], size: tuple[int, int], key: int) -> tuple[int, int]:
         return self.box(full, key)[2:]
@@ -115,6 +100,27 @@ class RandomResizedCrop(Crop):
             top, left = min(round(top * down), given[0] - h), min(round(left * across), given[1] - w)
         crop = resize(image[:, top : top + h, left : left + w], size)
         return crop.flip(-1) if self.config.flip and uniform_int(key, 4 * _TRIES) < 0.5 else crop
+
+
+@lru_cache(maxsize=2)  # asked for by the decoder, then by the crop
+def _random_box(config: RandomResizedCrop.Config, full: tuple[int, int], key: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) in pixels of an image of ``full`` (height, width)."""
+    height, width = full
+    (low, high), (narrow, wide) = config.scale, config.ratio
+    for attempt in range(_TRIES):
+        area = height * width * (low + (high - low) * uniform_int(key, 4 * attempt))
+        shape = math.exp(math.log(narrow) + (math.log(wide) - math.log(narrow)) * uniform_int(key, 4 * attempt + 1))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            top = int((height - h + 1) * uniform_int(key, 4 * attempt + 2))
+            left = int((width - w + 1) * uniform_int(key, 4 * attempt + 3))
+            return top, left, h, w
+    h, w = height, width
+    if width / height < narrow:
+        h = min(height, max(1, round(width / narrow)))
+    elif width / height > wide:
+        w = min(width, max(1, round(height * wide)))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 class CentreCrop(Crop):
