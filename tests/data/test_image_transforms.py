@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 
-from hybridmap.data.image_transforms import CentreCrop, RandomResizedCrop, denormalise, normalise
+from hybridmap.data.image_transforms import CentreCrop, RandomResizedCrop, denormalise, normalise, resize
 from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
 
@@ -71,6 +71,19 @@ def test_half_of_the_crops_are_mirrored_and_none_without_flip() -> None:
     mirrored = sum(torch.equal(with_flip(image, (32, 32), key), image.flip(-1)) for key in keys)
     assert 150 < mirrored < 250
     assert all(torch.equal(without(image, (32, 32), key), image) for key in keys[:20])
+
+
+def test_a_random_filter_is_bilinear_for_half_of_the_keys() -> None:
+    image = torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, random = (RandomResizedCrop.Config(filter=name, flip=False).build() for name in ("bicubic", "random"))
+    same = 0
+    for key in range(60):
+        top, left, h, w = plain.box((60, 80), key)
+        bilinear = resize(image[:, top : top + h, left : left + w], (24, 24), "bilinear")
+        found = random(image, (24, 24), key)
+        same += torch.equal(found, plain(image, (24, 24), key))
+        assert torch.equal(found, bilinear) or torch.equal(found, plain(image, (24, 24), key))
+    assert 15 < same < 45
 
 
 def test_a_crop_of_a_smaller_decode_shows_the_same_part() -> None:

@@ -67,6 +67,30 @@ def test_blocks_are_read_a_few_at_a_time_and_every_image_once(epoch: int) -> Non
     assert len(set(of_block[:MIXED].tolist())) > 2, "they are mixed"
 
 
+def test_repeats_come_in_a_row_under_other_keys_and_any_split_sees_the_same() -> None:
+    config = Synthetic.Config(size=8, length=12, num_classes=12, repeats=3)
+    run = steps(config, batch_size=4, steps=6, seed=3)
+    labels = torch.cat([b.labels for s in run for b in s]).view(-1, 3)
+    assert (labels == labels[:, :1]).all()
+    assert labels[:4, 0].unique().numel() == labels[4:, 0].unique().numel() == 4, "an epoch has a third of the images"
+    assert joined(run)[1].unique().numel() == 24
+    later = steps(config, batch_size=4, steps=6, seed=3, start_step=2)
+    assert same(later, run[2:])
+    ranks = [steps(config, batch_size=4, steps=6, seed=3, rank=rank, world=2) for rank in range(2)]
+    assert torch.equal(torch.cat([ranks[0][1][0].inputs, ranks[1][1][0].inputs]), run[1][0].inputs)
+    with pytest.raises(UserError, match=r"data\.repeats must be at least 1, got 0"):
+        Synthetic.Config(repeats=0)
+
+
+def test_training_images_are_erased_and_those_of_an_evaluation_are_not(photos: Path) -> None:
+    plain, erased = folder(photos), folder(photos, erasing=1.0)
+    runs = [torch.cat([b.inputs for s in steps(config, batch_size=4, steps=3) for b in s]) for config in (plain, erased)]
+    changed = (runs[0] != runs[1]).any(1).flatten(1).float().mean(1)
+    assert (changed > 0).all()
+    assert (changed < 0.5).all()
+    assert torch.equal(*(torch.cat([images for images, _, _ in each(config.build(), 4)]) for config in (plain, erased)))
+
+
 def test_every_epoch_visits_each_image_once_in_another_order() -> None:
     run = steps(SYNTHETIC, batch_size=4, steps=5, seed=3)
     keys = joined(run)[1].tolist()

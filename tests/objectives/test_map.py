@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.errors import UserError
+from hybridmap.layers.mixing import Mixing
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
 from hybridmap.objectives.map import MAP
 from hybridmap.tokens.masking import Diagonal, Masking, Random, Sequential
@@ -91,6 +92,19 @@ def test_the_loss_is_the_mean_over_masked_patches_of_what_predict_says(build: Ca
     mask = objective.draw(patches, batch)
     error = (objective.predict(patches, mask) - objective.target.values(patches)).square().mean(-1)  # pyright: ignore
     torch.testing.assert_close(objective.step(patches, mask).total, error[mask.masked].mean())
+
+
+def test_images_may_be_mixed_before_they_are_masked_in_training_alone(build: Callable[..., MAP], batch: Batch) -> None:
+    mixed = build(mixing=Mixing.Config(mixup=0.8, cutmix=0.0))
+    plain = build()
+    plain.load_state_dict(mixed.state_dict())
+    torch.manual_seed(3)
+    blended, _ = mixed.mixing(batch.inputs)
+    expected = plain(replace(batch, inputs=blended)).total
+    torch.manual_seed(3)
+    torch.testing.assert_close(mixed.train()(batch).total, expected)
+    assert not torch.equal(expected, plain(batch).total)
+    assert torch.equal(mixed.eval()(batch).total, plain.eval()(batch).total)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +259,7 @@ COMPILED = """
 import torch
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.objectives.decoder import MAPDecoder
+from hybridmap.layers.mixing import Mixing
 from hybridmap.objectives.map import MAP
 from hybridmap.types import Batch
 

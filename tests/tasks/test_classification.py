@@ -12,9 +12,9 @@ from hybridmap.data.folder import ImageFolder
 from hybridmap.data.loader import each
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.errors import UserError
+from hybridmap.layers.mixing import Mixing
 from hybridmap.layers.pos_embed import resample
 from hybridmap.tasks.classification import Accuracy, Classification
-from hybridmap.tasks.mixing import Mixing
 from hybridmap.types import Batch
 
 PLAIN = Mixing.Config(mixup=0.0, cutmix=0.0)

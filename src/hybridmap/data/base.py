@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hybridmap.config import Config, Configurable
+from hybridmap.data.image_transforms import normalise
 from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
 
@@ -106,14 +107,17 @@ class Dataset(Configurable):
         """Standard deviation per channel that is divided by, where white is 1."""
         views: int = 1
         """Independent crops of each image in a training batch; two for contrastive objectives."""
+        repeats: int = 1
+        """Times that an image comes in a row, each time cropped and augmented anew; an epoch then has so many fewer images."""
 
         def __post_init__(self) -> None:
             if min(self.image_size) < 1:
                 raise UserError(f"data.size must be at least 1 pixel, got {self.size}")
             if self.workers < 0:
                 raise UserError(f"data.workers must be 0 or more, got {self.workers}")
-            if self.views < 1:
-                raise UserError(f"data.views must be at least 1, got {self.views}")
+            for name in ("views", "repeats"):
+                if getattr(self, name) < 1:
+                    raise UserError(f"data.{name} must be at least 1, got {getattr(self, name)}")
             if len(self.mean) != len(self.std):
                 raise UserError(f"data.mean and data.std need one number per channel, got {self.mean} and {self.std}")
             if min(self.std) <= 0:
@@ -188,6 +192,13 @@ class Dataset(Configurable):
                     if last_try:
                         skipped[error.path] = error.reason
         return None
+
+    def finish(self, images: Tensor, keys: Sequence[int]) -> Tensor:
+        """A training batch as the network gets it, from what the workers delivered, on its device: normalised.
+
+        ``keys`` are those of the images, on the host. Data sets that change images after that say so here.
+        """
+        return normalise(images, self.config.mean, self.config.std)
 
     def labelled(self) -> tuple[str, ...]:
         """The class names, for tasks that cannot do without.

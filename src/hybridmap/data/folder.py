@@ -9,12 +9,16 @@ photos/000000.tar, https://...          WebDataset's tar shards and Parquet file
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import Tensor
 
 from hybridmap.data.augment import Augment, Unchanged
 from hybridmap.data.base import Dataset, Sample
 from hybridmap.data.decode import decode
+from hybridmap.data.erasing import erase
 from hybridmap.data.image_transforms import Crop, RandomResizedCrop
 from hybridmap.data.opening import open_source
 from hybridmap.data.source import Source
@@ -38,6 +42,8 @@ class ImageFolder(Dataset):
         """How an image of any size becomes one of ``size``."""
         augment: Augment.Config = field(default_factory=Unchanged.Config)
         """What is done to the crop."""
+        erasing: float = 0.0
+        """Part of the training images in which a box is filled with noise (random erasing)."""
         workers: int = 2
         """Processes that prepare images besides the one that trains; 0 prepares them in it. The samples are the same."""
         cache: str = ""
@@ -47,6 +53,8 @@ class ImageFolder(Dataset):
             super().__post_init__()
             if not 0 < self.held_out < 1:
                 raise UserError(f"data.held_out must be a part between 0 and 1, got {self.held_out}")
+            if not 0 <= self.erasing <= 1:
+                raise UserError(f"data.erasing must be a part between 0 and 1, got {self.erasing}")
 
     config: ImageFolder.Config
 
@@ -76,6 +84,10 @@ class ImageFolder(Dataset):
         decoded = decode(name, self.source.read(index), shrink)
         image = self.augment(self.crop(decoded.image, size, key, decoded.full), key, self.config.mean)
         return Sample(image=image, label=self.source.label(index), path=name)
+
+    def finish(self, images: Tensor, keys: Sequence[int]) -> Tensor:
+        finished = super().finish(images, keys)
+        return erase(finished, keys, self.config.erasing) if self.config.erasing else finished
 
     def describe(self) -> str:
         return f"the folder {self.source.place}"

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,16 @@ _TRIES = 10
 """Boxes that are drawn before a random crop settles for the central one. Source: torchvision ``RandomResizedCrop``."""
 
 
-def resize(image: UInt8[Tensor, "C h w"], size: tuple[int, int]) -> UInt8[Tensor, "C height width"]:
-    """Bicubic with antialiasing, on uint8 (rounded and clamped), as Pillow's filter."""
+def resize(
+    image: UInt8[Tensor, "C h w"], size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic"
+) -> UInt8[Tensor, "C height width"]:
+    """With antialiasing, on uint8 (rounded and clamped), as Pillow's filter."""
     if tuple(image.shape[-2:]) == size:
         return image
     # A decoded image lies in memory pixel by pixel. The batch axis goes in front of (h, w, C), because only then do the strides
     # say so, and torch takes the path that is twice as fast; the numbers are the same.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, size, mode="bicubic", antialias=True, align_corners=False)[0]
+    return F.interpolate(batch, size, mode=mode, antialias=True, align_corners=False)[0]
 
 
 class Crop(Configurable):
@@ -73,6 +76,8 @@ class RandomResizedCrop(Crop):
         """Smallest and largest width / height of the box."""
         flip: bool = True
         """Mirror half of the crops left to right."""
+        filter: Literal["bicubic", "random"] = "bicubic"
+        """How the box is resized; random = half of them bilinear."""
 
         def __post_init__(self) -> None:
             if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -98,7 +103,8 @@ class RandomResizedCrop(Crop):
             down, across = given[0] / full[0], given[1] / full[1]
             h, w = max(1, round(h * down)), max(1, round(w * across))
             top, left = min(round(top * down), given[0] - h), min(round(left * across), given[1] - w)
-        crop = resize(image[:, top : top + h, left : left + w], size)
+        bilinear = self.config.filter == "random" and uniform_int(key, 4 * _TRIES + 1) < 0.5
+        crop = resize(image[:, top : top + h, left : left + w], size, "bilinear" if bilinear else "bicubic")
         return crop.flip(-1) if self.config.flip and uniform_int(key, 4 * _TRIES) < 0.5 else crop
 
 

@@ -3,6 +3,7 @@
     position p = step * G + micro * G/A + rank * G/(A W) + i            G global batch, A micro-steps, W processes, i sample
     epoch = p // len        index = permutation(seed, epoch)[p % len]        key = hash(seed, epoch, p % len)
 
+With repeated augmentation the index is that of [p % len // repeats]: each image comes so often in a row, under other keys.
 The permutation is one of all images, or, where they come in blocks that are read as a whole, of blocks, a few mixed at a time.
 
 An endless stream of positions: epochs follow each other without a gap, and no batch is cut short. Since everything follows from
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from hybridmap.data.base import Dataset, Samples
+from hybridmap.data.base import Dataset, Samples, key_of_view
 from hybridmap.data.image_transforms import normalise
 from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
@@ -72,6 +73,7 @@ class _Requests:
     ) -> None:
         self.length, self.blocks, self.seed, self.views = len(dataset), dataset.blocks, seed, views
         self.starts, self.micro, self.stride, self.count = starts, micro, stride, count
+        self.repeats = dataset.config.repeats
 
     def __iter__(self) -> Iterator[Request]:
         for start in self.starts:
@@ -79,7 +81,7 @@ class _Requests:
                 indices, keys = [], []
                 for position in range(first, first + self.micro):
                     epoch, place = divmod(position, self.length)
-                    indices.append(int(permutation(self.seed, epoch, self.length, self.blocks)[place]))
+                    indices.append(int(permutation(self.seed, epoch, self.length, self.blocks)[place // self.repeats]))
                     keys.append(hash_ints(self.seed, epoch, place))
                 for view in self.views:
                     yield indices, keys, view, True
@@ -246,8 +248,11 @@ class Loader:
             yield batch
 
     def _batch(self, views: Sequence[Samples], step_key: int) -> Batch:
-        config, first = self.dataset.config, views[0]
-        images = [normalise(view.images.to(self.device, non_blocking=True), config.mean, config.std) for view in views]
+        first, keys = views[0], views[0].keys.tolist()
+        images = [
+            self.dataset.finish(view.images.to(self.device, non_blocking=True), [key_of_view(key, number) for key in keys])
+            for number, view in zip(self._views(), views, strict=True)
+        ]
         labels = first.labels.to(self.device, non_blocking=True) if self.dataset.classes else None
         return Batch(
             inputs=images[0],

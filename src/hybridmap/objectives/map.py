@@ -26,7 +26,8 @@ Only the decoder is restricted: the encoder is bidirectional over the visible pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -36,6 +37,7 @@ from torch import Tensor
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.errors import UserError
 from hybridmap.layers.mamba import freeze_backward
+from hybridmap.layers.mixing import Mixing
 from hybridmap.objectives.base import PatchObjective
 from hybridmap.objectives.decoder import InPlaceDecoder, MAPDecoder
 from hybridmap.objectives.targets import Pixels, Target
@@ -64,6 +66,8 @@ class MAP(PatchObjective):
         nothing of visible patches of later ones. Scans backwards are left out; inside a region no patch sees a later one."""
         loss_on: Literal["masked", "all"] = "masked"
         """Patches whose prediction counts. ``all`` is our reading of the paper's row with a mask ratio of 0."""
+        mixing: Mixing.Config = field(default_factory=partial(Mixing.Config, mixup=0.0, cutmix=0.0))
+        """Mixup and CutMix of the images before they are masked; the released script has them on, ours are off."""
         keep_masked_features: bool = False
         """Give the decoder what a backbone that encodes whole images (MambaVision, VMamba) computed at masked units too,
         instead of its mask token. They hold a mixture of the whole image, so that ``decoder_mask`` then restricts little."""
@@ -89,6 +93,7 @@ class MAP(PatchObjective):
                 f"{type(self.backbone).__name__} cannot encode causally: its convolutions look ahead; leave "
                 "encoder_causal at none"
             )
+        self.mixing: Mixing = config.mixing.build()
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
         patch_values = config.backbone.patch_size**2 * config.backbone.in_chans
@@ -107,6 +112,10 @@ class MAP(PatchObjective):
         if config.encoder_causal == "region":
             check_follows(self.usual_patches(), self.regions, getattr(self.backbone, "scan", "row"))
             freeze_backward(self.backbone)
+
+    def forward(self, batch: Batch) -> Loss:
+        images = self.mixing(batch.inputs)[0] if self.training else batch.inputs
+        return super().forward(replace(batch, inputs=images))
 
     def draw(self, patches: Patches, batch: Batch) -> Mask:
         ranks, sizes = self.regions(patches, None), self.regions.sizes(patches)

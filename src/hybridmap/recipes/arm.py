@@ -1,8 +1,7 @@
 """ARM: pretraining by cluster autoregression at 192 pixels, fine-tuning at 224 with scans in four directions.
 
 Pretraining reads one way over clusters of 4 x 4 patches; fine-tuning copies what it learned to all four directions and adds a
-class token (``hybridmap.backbones.arm``). What the source's fine-tuning does and these recipes do not do yet: random erasing.
-Its evaluation squeezes images into a square; ours crops, as usual.
+class token (``hybridmap.backbones.arm``). The source's evaluation squeezes images into a square; ours crops, as usual.
 """
 
 from __future__ import annotations

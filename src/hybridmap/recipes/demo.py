@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.data.bundled import BundledPhotos
+from hybridmap.layers.mixing import Mixing
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
 from hybridmap.tasks.classification import Accuracy, Classification
 from hybridmap.tasks.knn import KNN
 from hybridmap.tasks.linear_probe import LinearProbe
-from hybridmap.tasks.mixing import Mixing
 from hybridmap.tokens.masking import Random
 from hybridmap.train.optim import Muon
 from hybridmap.train.recipe import Recipe, TrainConfig

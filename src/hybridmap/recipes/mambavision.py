@@ -1,8 +1,7 @@
 """MambaVision: pretraining by MAP, MAE and local MAE over units of 32 pixels, and fine-tuning.
 
 The paper does not say how masks meet convolutions; the scheme is ours (``hybridmap.backbones.hierarchical``), and so is the
-optimisation. By its number of parameters the paper's "L" is large2, and its "T" is tiny2. What the source's training does and
-the fine-tuning recipes do not do yet: random erasing, resampling of crops by a random filter. LAMB's rate is 2e-3, for
+optimisation. By its number of parameters the paper's "L" is large2, and its "T" is tiny2. LAMB's rate is 2e-3, for
 pretrained weights; from nothing, the source takes 5e-3 (``--optim.lr 5e-3``). MESA (off by ``--learner.mesa 0``, for a first
 comparison) has the source's weight and start; the form of its divergence is its paper's, at temperature 1.
 """
@@ -36,7 +35,7 @@ def _finetune(
 ) -> Recipe:
     """Drop path is the model's own. Source: NVlabs/MambaVision:mambavision/configs, train.py."""
     backbone = find(f"mambavision_{size}_224")
-    plain = override(ft_vit_base(), {"exams.val.test.crop.crop_ratio": crop_ratio})
+    plain = override(ft_vit_base(), {"exams.val.test.crop.crop_ratio": crop_ratio, "data.crop.filter": "random"})
     return replace(
         plain,
         learner=Classification.Config(backbone=backbone, smoothing=0.1, mesa=mesa, mesa_start=mesa_start),

@@ -87,5 +87,5 @@ def small_exam(exam: Config, size: int = SIZE) -> Config:
 
 
 def _small_data(data: Any, size: int) -> Config:
-    views = getattr(data, "views", 1)
-    return Synthetic.Config(size=size, length=16, num_classes=CLASSES, mean=data.mean, std=data.std, views=views)
+    kept = {name: getattr(data, name) for name in ("mean", "std", "views", "repeats")}
+    return Synthetic.Config(size=size, length=16, num_classes=CLASSES, **kept)

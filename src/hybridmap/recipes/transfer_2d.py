@@ -8,18 +8,16 @@ A stage is a recipe, and stages are run one after the other, each taking over th
 
 Without ``--init`` the same recipes train from scratch. The data directory holds ``train`` and ``val`` with a folder per class;
 where it does not, one image in ten is held out for the exam. Learning rates follow the batch, as in ``pretrain_2d``.
-
-What the sources do and these recipes do not do yet: repeated augmentation in stages 1 and 2, random erasing in MAE's recipe.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from hybridmap.backbones import find
 from hybridmap.backbones.base import Backbone
 from hybridmap.config import override
-from hybridmap.data.augment import Augment, RandAugment, ThreeAugment
+from hybridmap.data.augment import RandAugment, ThreeAugment
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop, RandomResizedCrop
 from hybridmap.tasks.classification import Accuracy, Classification
@@ -40,13 +38,11 @@ DROP_PATH: dict[str, tuple[float, float, float]] = {
 """Stochastic depth in stages 1, 2, 3. The source gives base only; the others are our choice."""
 
 
-def _photos(
-    split: Literal["train", "test"], size: int = 224, crop_ratio: float = 0.875, augment: Augment.Config | None = None
-) -> ImageFolder.Config:
-    """``augment`` is for training, RandAugment by default."""
+def _photos(split: Literal["train", "test"], size: int = 224, crop_ratio: float = 0.875, **training: Any) -> ImageFolder.Config:
+    """``training`` is for that split alone, where RandAugment is the default."""
     if split == "train":
         crop = RandomResizedCrop.Config(scale=(0.08, 1.0))
-        return ImageFolder.Config(split="train", size=size, crop=crop, augment=augment or RandAugment.Config())
+        return ImageFolder.Config(**{"split": "train", "size": size, "crop": crop, "augment": RandAugment.Config()} | training)
     return ImageFolder.Config(split="test", size=size, crop=CentreCrop.Config(crop_ratio=crop_ratio))
 
 
@@ -66,7 +62,7 @@ def _stage(size: Size, stage: Literal[1, 2, 3], preset: Literal["code", "paper"]
     base_lr = 5e-4 if stage == 1 else 2e-4
     return Recipe(
         learner=Classification.Config(backbone=backbone, smoothing=0.1 if last else 0.0),
-        data=_photos("train", pixels, augment=RandAugment.Config() if last else ThreeAugment.Config()),
+        data=_photos("train", pixels) if last else _photos("train", pixels, augment=ThreeAugment.Config(), repeats=3),
         exams={"val": Accuracy.Config(test=_photos("test", pixels, 1.0 if last else 0.875))},
         optim=AdamW.Config(
             lr=1e-5 if last else None,
@@ -92,7 +88,7 @@ def _vit(backbone: Backbone.Config, *, base_lr: float, layer_decay: float, drop_
     """
     return Recipe(
         learner=Classification.Config(backbone=override(backbone, {"drop_path": drop_path}), smoothing=0.1, head_std=2e-5),
-        data=_photos("train"),
+        data=_photos("train", erasing=0.25),
         exams={"val": Accuracy.Config(test=_photos("test"))},
         optim=AdamW.Config(base_lr=base_lr, base_batch=256, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=layer_decay),
         schedule=Cosine.Config(warmup_epochs=5.0, min_lr=1e-6),
@@ -106,8 +102,7 @@ def ft_3stage_tiny() -> Recipe:
     Command: hybridmap finetune ft-3stage-tiny --init runs/map-tiny --data.root IMAGENET --out runs/ft-3stage-tiny
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("tiny", 1)
 
@@ -119,8 +114,7 @@ def ft_3stage_tiny_stage2() -> Recipe:
       runs/ft-3stage-tiny-stage2
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("tiny", 2)
 
@@ -144,8 +138,7 @@ def ft_3stage_small() -> Recipe:
     Command: hybridmap finetune ft-3stage-small --init runs/map-small --data.root IMAGENET --out runs/ft-3stage-small
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("small", 1)
 
@@ -157,8 +150,7 @@ def ft_3stage_small_stage2() -> Recipe:
       runs/ft-3stage-small-stage2
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("small", 2)
 
@@ -182,8 +174,7 @@ def ft_3stage_base() -> Recipe:
     Command: hybridmap finetune ft-3stage-base --init runs/map-base --data.root IMAGENET --out runs/ft-3stage-base
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("base", 1)
 
@@ -195,8 +186,7 @@ def ft_3stage_base_stage2() -> Recipe:
       runs/ft-3stage-base-stage2
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("base", 2)
 
@@ -220,8 +210,7 @@ def ft_3stage_large() -> Recipe:
     Command: hybridmap finetune ft-3stage-large --init runs/map-large --data.root IMAGENET --out runs/ft-3stage-large
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("large", 1)
 
@@ -233,8 +222,7 @@ def ft_3stage_large_stage2() -> Recipe:
       runs/ft-3stage-large-stage2
     Cost: not measured.
     Expected: not measured.
-    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names; repeated augmentation is not in
-      it yet.
+    Source: wangf3014/Mamba-Reg:README.md @ 0f7c2da, which MAP's README names.
     """
     return _stage("large", 2)
 
@@ -258,8 +246,7 @@ def ft_400_tiny() -> Recipe:
     Command: hybridmap finetune ft-400-tiny --init runs/map-tiny-paper --data.root IMAGENET --out runs/ft-400-tiny
     Cost: not measured.
     Expected: 78.6 top-1 on ImageNet-1K from map-tiny-paper (printed in Table 8); ours not measured.
-    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage. Repeated augmentation is
-      not in it yet.
+    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage.
     """
     return _direct("tiny", 400, "paper")
 
@@ -270,8 +257,7 @@ def ft_400_small() -> Recipe:
     Command: hybridmap finetune ft-400-small --init runs/map-small-paper --data.root IMAGENET --out runs/ft-400-small
     Cost: not measured.
     Expected: 82.5 top-1 on ImageNet-1K from map-small-paper (printed in Table 8); ours not measured.
-    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage. Repeated augmentation is
-      not in it yet.
+    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage.
     """
     return _direct("small", 400, "paper")
 
@@ -282,8 +268,7 @@ def ft_400_base() -> Recipe:
     Command: hybridmap finetune ft-400-base --init runs/map-base-paper --data.root IMAGENET --out runs/ft-400-base
     Cost: not measured.
     Expected: 84.9 top-1 on ImageNet-1K from map-base-paper (printed in Table 8); ours not measured.
-    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage. Repeated augmentation is
-      not in it yet.
+    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage.
     """
     return _direct("base", 400, "paper")
 
@@ -294,8 +279,7 @@ def ft_400_large() -> Recipe:
     Command: hybridmap finetune ft-400-large --init runs/map-large-paper --data.root IMAGENET --out runs/ft-400-large
     Cost: not measured.
     Expected: 85.0 top-1 on ImageNet-1K from map-large-paper (printed in Table 8); ours not measured.
-    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage. Repeated augmentation is
-      not in it yet.
+    Source: arXiv:2410.00871, section 5.1, for the epochs; the settings are stage 2 of ft-3stage.
     """
     return _direct("large", 400, "paper")
 
@@ -306,8 +290,7 @@ def ft_100_tiny() -> Recipe:
     Command: hybridmap finetune ft-100-tiny --init runs/map-tiny --data.root IMAGENET --out runs/ft-100-tiny
     Cost: not measured.
     Expected: not measured.
-    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try. Repeated augmentation is
-      not in it yet.
+    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try.
     """
     return _direct("tiny", 100)
 
@@ -318,8 +301,7 @@ def ft_100_small() -> Recipe:
     Command: hybridmap finetune ft-100-small --init runs/map-small --data.root IMAGENET --out runs/ft-100-small
     Cost: not measured.
     Expected: not measured.
-    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try. Repeated augmentation is
-      not in it yet.
+    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try.
     """
     return _direct("small", 100)
 
@@ -330,8 +312,7 @@ def ft_100_base() -> Recipe:
     Command: hybridmap finetune ft-100-base --init runs/map-base --data.root IMAGENET --out runs/ft-100-base
     Cost: not measured.
     Expected: not measured.
-    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try. Repeated augmentation is
-      not in it yet.
+    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try.
     """
     return _direct("base", 100)
 
@@ -342,8 +323,7 @@ def ft_100_large() -> Recipe:
     Command: hybridmap finetune ft-100-large --init runs/map-large --data.root IMAGENET --out runs/ft-100-large
     Cost: not measured.
     Expected: not measured.
-    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try. Repeated augmentation is
-      not in it yet.
+    Source: our choice: stage 2 of ft-3stage alone; ``--optim.layer-decay 0.7`` is worth a try.
     """
     return _direct("large", 100)
 
@@ -354,7 +334,7 @@ def ft_vit_base() -> Recipe:
     Command: hybridmap finetune ft-vit-base --init runs/mae-vit-base --data.root IMAGENET --out runs/ft-vit-base
     Cost: not measured.
     Expected: 83.7 top-1 on ImageNet-1K from MAE's 1600-epoch weights (printed by the source); ours not measured.
-    Source: facebookresearch/mae:FINETUNE.md @ efb2a80; random erasing is not in it yet.
+    Source: facebookresearch/mae:FINETUNE.md @ efb2a80.
     """
     return _vit(find("mae_vit_base_patch16_224"), base_lr=5e-4, layer_decay=0.65, drop_path=0.1, epochs=100)
 
@@ -365,7 +345,7 @@ def ft_vit_large() -> Recipe:
     Command: hybridmap finetune ft-vit-large --init runs/mae-vit-large --data.root IMAGENET --out runs/ft-vit-large
     Cost: not measured.
     Expected: 86.0 top-1 on ImageNet-1K from MAE's 1600-epoch weights (printed by the source); ours not measured.
-    Source: facebookresearch/mae:FINETUNE.md @ efb2a80; random erasing is not in it yet.
+    Source: facebookresearch/mae:FINETUNE.md @ efb2a80.
     """
     return _vit(find("mae_vit_large_patch16_224"), base_lr=1e-3, layer_decay=0.75, drop_path=0.2, epochs=50)
 
@@ -376,7 +356,7 @@ def ft_vit_huge() -> Recipe:
     Command: hybridmap finetune ft-vit-huge --init runs/mae-vit-huge --data.root IMAGENET --out runs/ft-vit-huge
     Cost: not measured.
     Expected: 86.9 top-1 on ImageNet-1K from MAE's 1600-epoch weights (printed by the source); ours not measured.
-    Source: facebookresearch/mae:FINETUNE.md @ efb2a80; random erasing is not in it yet.
+    Source: facebookresearch/mae:FINETUNE.md @ efb2a80.
     """
     return _vit(find("mae_vit_huge_patch14_224"), base_lr=1e-3, layer_decay=0.75, drop_path=0.3, epochs=50)
 

@@ -32,10 +32,10 @@ from hybridmap.config import Config
 from hybridmap.data.bundled import BundledPhotos
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop, RandomResizedCrop
+from hybridmap.layers.mixing import Mixing
 from hybridmap.recipes import demo
 from hybridmap.tasks.classification import Accuracy, Classification
 from hybridmap.tasks.knn import KNN
-from hybridmap.tasks.mixing import Mixing
 from hybridmap.train.recipe import Recipe
 
 SIZE = 64

@@ -1,8 +1,7 @@
 """Vim: pretraining by MAP, MAE and local MAE, and fine-tuning as its authors train it.
 
 Pretraining leaves the class token out; fine-tuning starts it fresh in the middle of the patches. The pilot study's
-autoregression is in ``pilot``. What the source does and these recipes do not do yet: random erasing and repeated
-augmentation; its moving average of the weights, which is not what it reports, is off.
+autoregression is in ``pilot``. The source's moving average of the weights, which is not what it reports, is off.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def _finetune(name: str, *, base_lr: float, batch: int, weight_decay: float, dro
     """Source: hustvl/Vim:vim/scripts, main.py @ dd0358a."""
     backbone = override(find(name), {"drop_path": drop_path})
     return replace(
-        ft_vit_base(),
+        override(ft_vit_base(), {"data.repeats": 3}),
         learner=Classification.Config(backbone=backbone, smoothing=0.1),
         optim=AdamW.Config(base_lr=base_lr, base_batch=512, betas=(0.9, 0.999), weight_decay=weight_decay),
         schedule=Cosine.Config(form="epoch", warmup_epochs=5.0, warmup_lr=1e-6, min_lr=1e-5),

@@ -23,10 +23,10 @@ from hybridmap.backbones.base import Backbone
 from hybridmap.config import Config, Configurable
 from hybridmap.data.base import Dataset
 from hybridmap.errors import UserError
+from hybridmap.layers.mixing import Mixing
 from hybridmap.layers.pos_embed import on_grid
 from hybridmap.tasks.classifier import Classifier
 from hybridmap.tasks.features import named
-from hybridmap.tasks.mixing import Mixing
 from hybridmap.types import Batch, InitReport, Loss
 
 _UNTRAINED = ("registers.", "head.")

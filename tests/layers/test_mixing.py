@@ -6,7 +6,7 @@ import torch
 from timm.data import mixup as timm_mixup
 
 from hybridmap.errors import UserError
-from hybridmap.tasks.mixing import Mixing, blend, cut
+from hybridmap.layers.mixing import Mixing, blend, cut
 
 
 def images(batch: int = 4, height: int = 12, width: int = 10) -> torch.Tensor:
