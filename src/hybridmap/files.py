@@ -126,7 +126,10 @@ def remove_leftovers(folder: Path) -> None:
     """Delete what a process that was killed while it wrote left behind: our temporary files, and those of safetensors."""
     for pattern in (".*.tmp", ".tmp??????"):
         for path in folder.glob(pattern):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 __all__ = ["remove_leftovers", "replace_file", "replacing", "replacing_together", "writing"]

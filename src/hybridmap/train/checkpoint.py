@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hybridmap.errors import UserError
 from hybridmap.files import replacing
+from hybridmap.train import shards
 
 log = logging.getLogger("hybridmap.train")
 
@@ -51,8 +52,14 @@ def read_record(path: Path) -> dict[str, Any]:
         BrokenFile: if it is no whole safetensors file.
     """
     try:
+        if path.is_dir():
+            return shards.read_record(path)
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except FileNotFoundError as error:
+        if path.is_dir():
+            raise BrokenFile(f"{path} is not a whole checkpoint: it has no {shards.RECORD}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (SafetensorError, json.JSONDecodeError) as error:
         raise BrokenFile(f"{path} is not a whole safetensors file ({error}); it may have been cut off") from None
     except OSError as error:
@@ -66,6 +73,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         BrokenFile: if the file is cut off, or its tensors are not those that were written.
     """
     record = read_record(path)
+    if path.is_dir():
+        try:
+            return shards.read(path), record
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
+            raise BrokenFile(f"{path} does not hold what was written to it: {error}") from None
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -96,13 +108,17 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """Checkpoint files, oldest first."""
-        return sorted(self.folder.glob("step-*.safetensors"))
+        """Checkpoints, oldest first: files, or directories of shards."""
+        return sorted(self.folder.glob("step-*"))
+
+    def path_of(self, step: int, *, sharded: bool = False) -> Path:
+        """Where the checkpoint of ``step`` is written."""
+        return self.folder / (f"step-{step:08d}" if sharded else f"step-{step:08d}.safetensors")
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step``, then delete those that are no longer kept."""
-        write(self.folder / f"step-{step:08d}.safetensors", tensors, {**record, "step": step})
-        self._prune()
+        write(self.path_of(step), tensors, {**record, "step": step})
+        self.prune()
 
     def newest(self, *, extra: bool = True) -> Path | None:
         """The newest checkpoint that is whole, or None; broken ones are named in the log. ``extra=False`` leaves out those that
@@ -120,9 +136,9 @@ class Checkpoints:
         """Delete the checkpoints of later steps: broken ones, or those of a future that is not going to be."""
         for path in self.paths():
             if int(path.stem.removeprefix("step-")) > step:
-                path.unlink()
+                _remove(path)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
         """Keep the newest (whatever it is), the newest ``keep`` that are not extra, and the one with the highest score."""
         records = {path: self._record(path) for path in self.paths()}
         kept = {max(records)}
@@ -131,10 +147,17 @@ class Checkpoints:
         if scored:
             kept.add(max(scored, key=lambda path: (records[path]["score"], path)))
         for path in records.keys() - kept:
-            path.unlink()
+            _remove(path)
 
     def _record(self, path: Path) -> dict[str, Any]:
         try:
             return read_record(path)
         except BrokenFile:
             return {"extra": True}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shards.remove(path)
+    else:
+        path.unlink()

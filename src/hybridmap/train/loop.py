@@ -26,6 +26,7 @@ from hybridmap.train.nonfinite import Watch, first_culprit, put_back
 from hybridmap.train.optim import set_lr
 from hybridmap.train.recipe import Recipe
 from hybridmap.train.run_dir import RunDirectory
+from hybridmap.train.saver import Saver
 from hybridmap.train.state import TrainState, begin_average
 from hybridmap.train.weights import read_weights
 from hybridmap.types import Batch
@@ -143,6 +144,7 @@ def train(
         # -------------------------------------------------------------------------------------------------------------- loop
         interrupts = opened.enter_context(Interrupts())
         watch, stream = Watch(state), _Stream(data)
+        saver = opened.enter_context(Saver(run.checkpoints, world, sharded=world.size > 1 and config.parallel == "fsdp"))
         opened.callback(lambda: run.note_skipped(data.skipped) if world.is_main else None)
         opened.callback(stream.close)
         stream.open(state.step, steps)
@@ -155,6 +157,10 @@ def train(
             save_due = state.step != saved_at and (done or _due(state.step, save_every) or (exam_due and config.best != "loss"))
             record = watch.receive() if done or asked or exam_due or save_due else None
 
+            # once in a while: hear that the last checkpoint could not be written
+            if world.size == 1 and saver.failed:
+                saver.wait()
+
             # once in a while: go back, after too many steps in a row that were not finite
             if state.bad_in_row >= _PATIENCE[config.precision]:
                 step = state.step - 1
@@ -164,7 +170,7 @@ def train(
                     for micro, batch in enumerate(stream.next()):
                         yield forward(unsynchronised(model), batch, step, micro)[0]
 
-                _go_back(state, run, world, first_culprit(learner, replay))
+                _go_back(state, run, world, saver, first_culprit(learner, replay))
                 watch.take_losses()
                 stream.open(state.step, steps)
                 told.begin(state.step, steps)
@@ -179,14 +185,16 @@ def train(
                 told.write(record | (state.results if exam_due else {}))
             if save_due and (done or not state.bad_in_row):
                 score = _score(config.best, state, exam_due, watch)
-                _save(state, run, world, score=score)
+                saver.save(state, state.record() | {"score": score, "extra": False})
                 saved_at = state.step
             if asked:
                 if saved_at != state.step and not state.bad_in_row:
-                    _save(state, run, world, extra=True)
+                    saver.save(state, state.record() | {"score": None, "extra": True})
+                saver.wait()
                 log.info("stopped at step %d of %d; the same command continues the run", state.step, steps)
                 raise SystemExit(exit_code(max(world.gather(interrupts.received or 0))))
             if done:
+                saver.wait()
                 break
 
             # one step: gradients of all micro-batches, then news of the step before, then the optimiser
@@ -363,12 +371,6 @@ def _score(best: str, state: TrainState, examined: bool, watch: Watch) -> float 
     return -state.results[best] if best.endswith(("loss", "error")) else state.results[best]
 
 
-def _save(state: TrainState, run: RunDirectory, world: World, *, score: float | None = None, extra: bool = False) -> None:
-    tensors = state.tensors(keep=world.is_main)
-    record = state.record() | {"score": score, "extra": extra}
-    world.on_main(lambda: run.checkpoints.save(state.step, tensors, record))
-
-
 def _restore(state: TrainState, run: RunDirectory, world: World, *, extra: bool = True) -> dict[str, Any]:
     """Continue from the newest checkpoint that is whole; what was written after it is going to be written again.
 
@@ -389,7 +391,7 @@ def _restore(state: TrainState, run: RunDirectory, world: World, *, extra: bool 
     return record
 
 
-def _go_back(state: TrainState, run: RunDirectory, world: World, culprit: str | None) -> None:
+def _go_back(state: TrainState, run: RunDirectory, world: World, saver: Saver, culprit: str | None) -> None:
     """Return to the last checkpoint with half the learning rate, and save that, so that a killed run remembers it too.
 
     Raises:
@@ -403,6 +405,7 @@ def _go_back(state: TrainState, run: RunDirectory, world: World, culprit: str | 
             f"the loss is not finite around step {at}, even with {state.lr_scale:g} of the learning rate, and first of all "
             f"{culprit}: lower optim.lr, set train.clip, or look at the data"
         )
+    saver.wait()
     record = _restore(state, run, world, extra=False)
     state.skipped_steps, state.lr_scale, state.bad_in_row = skipped, lr_scale, 0
     log.warning(
@@ -412,8 +415,7 @@ def _go_back(state: TrainState, run: RunDirectory, world: World, culprit: str | 
         state.step,
         lr_scale,
     )
-    tensors = state.tensors(keep=world.is_main)
-    world.on_main(lambda: run.checkpoints.save(state.step, tensors, record | state.record()))
+    saver.save(state, record | state.record())
 
 
 def _finished(recipe: Recipe, run: RunDirectory, world: World) -> TrainState:

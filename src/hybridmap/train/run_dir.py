@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,7 @@ _CONTENTS = (
     "report.html",
 )
 """Files of a run directory, besides those of its folders."""
-_FOLDERS = {"checkpoints": "step-*.safetensors", "tensorboard": "events.out.tfevents.*", "pictures": "*.png"}
+_FOLDERS = {"checkpoints": "step-*", "tensorboard": "events.out.tfevents.*", "pictures": "*.png"}
 """Folders of a run directory -> the files in them that are a run's."""
 _HARMLESS = (".workers", "train.log_every", "train.keep", "train.tensorboard")
 """Fields (by the end of their name) that change no result, so that a run may be continued with other values."""
@@ -180,7 +181,10 @@ def _clear(path: Path) -> None:
     with writing(path):
         for folder, pattern in _FOLDERS.items():
             for file in (path / folder).glob(pattern):
-                file.unlink()
+                if file.is_dir():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink()
         # recipe.yaml goes last: while it is there, this is still the directory of a run.
         for name in reversed(_CONTENTS):
             (path / name).unlink(missing_ok=True)

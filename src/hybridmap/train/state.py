@@ -35,14 +35,12 @@ class TrainState:
     results: dict[str, float] = field(default_factory=dict)
     """What the last exams gave, by ``exam/number``."""
 
-    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """Name -> tensor of everything above, gathered from all processes, on the host; empty without ``keep``, in a process
-        that only takes part in the gathering."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor of everything above, as it is: on its device, sharded where it is sharded."""
         named = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
         for name, parameter in self._trained():
             named |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
-        named |= {f"ema.{name}": value for name, value in (self.ema or {}).items()}
-        return _gathered(named, keep)
+        return named | {f"ema.{name}": value for name, value in (self.ema or {}).items()}
 
     def record(self) -> dict[str, Any]:
         """The numbers beside the tensors, as JSON takes them."""
@@ -78,8 +76,9 @@ class TrainState:
         self.scaler.load_state_dict(record["scaler"])
 
     def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """What the run is for: the learner's state, averaged where there is an average; gathered as :meth:`tensors` are."""
-        return _gathered(self.learner.state_dict() | (self.ema or {}), keep)
+        """What the run is for: the learner's state, averaged where there is an average, gathered from all processes, on the
+        host; empty without ``keep``, in a process that only takes part in the gathering."""
+        return gathered(self.learner.state_dict() | (self.ema or {}), keep)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -93,14 +92,14 @@ class TrainState:
         return [pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
 
 
-def _gathered(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def gathered(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """One tensor at a time, so that no device has to hold them all."""
-    gathered: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for name, value in named.items():
         full = whole(value).detach()
         if keep:
-            gathered[name] = full.cpu()
-    return gathered
+            found[name] = full.cpu()
+    return found
 
 
 def begin_average(learner: nn.Module) -> dict[str, Tensor]:

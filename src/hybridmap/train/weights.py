@@ -11,6 +11,7 @@ from hybridmap.config import from_yaml
 from hybridmap.errors import UserError
 from hybridmap.train.checkpoint import Checkpoints, read
 from hybridmap.train.recipe import Recipe
+from hybridmap.train.shards import RECORD
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -23,11 +24,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: if there is nothing, or something else.
     """
     file = Path(path).expanduser()
-    if file.is_dir():
+    if file.is_dir() and not (file / RECORD).exists():
         file = _of_run(file)
     if not file.exists():
         raise UserError(f"{path} does not exist; expected a run directory or a .safetensors file")
-    if file.suffix != ".safetensors":
+    if file.suffix != ".safetensors" and not file.is_dir():
         raise UserError(
             f"{path} is neither a run directory nor a .safetensors file; convert a checkpoint of others first "
             f"(hybridmap convert {path} -o {file.stem}.safetensors)"
