@@ -149,13 +149,20 @@ def test_the_optimiser_of_timm_takes_the_model_with_layer_decay(name):
 def test_gradient_checkpointing_changes_no_number(name):
     net = create(name, num_classes=3, drop_path_rate=0.3).train()
     grads = []
-    for enable in (False, True):
-        net.set_grad_checkpointing(enable)
+    passes: list[list[int]] = []
+    for s, block in enumerate(net.layers):
+        block.register_forward_pre_hook(lambda module, inputs, s=s: passes[-1].append(s))
+    for enable, every in ((False, 1), (True, 1), (True, 2)):
+        net.set_grad_checkpointing(enable, every)
+        passes.append([])
         torch.manual_seed(5)
         net.zero_grad()
         net(X).square().sum().backward()
         grads.append({n: p.grad.clone() for n, p in net.named_parameters()})
-    torch.testing.assert_close(*grads, rtol=0, atol=0)
+        again = range(0, len(net.layers), every) if enable else ()
+        assert sorted(passes[-1]) == sorted([*range(len(net.layers)), *again])
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+    torch.testing.assert_close(grads[0], grads[2], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

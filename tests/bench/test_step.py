@@ -11,7 +11,7 @@ import torch
 
 from hybridmap import recipes
 from hybridmap.bench.clock import in_fresh_process, in_turns
-from hybridmap.bench.step import FLOOR, KINDS, PLAIN, STEP, Step, measure, peak_growth_of
+from hybridmap.bench.step import FLOOR, KINDS, PLAIN, STEP, Step, hours, measure, peak_growth_of
 from hybridmap.config import override
 from hybridmap.recipes.smoke import scale_down
 from hybridmap.train.recipe import Recipe
@@ -84,3 +84,8 @@ def test_the_peak_of_memory_is_taken_in_a_fresh_process() -> None:
         pytest.skip("this system does not say how large a process was")
     small, large = (in_fresh_process(peak_growth_of, override(recipe(), {"train.batch_size": n}), None, 1) for n in (2, 1024))
     assert 0 < small < large
+
+
+def test_the_hours_of_a_whole_run_are_its_images_over_the_rate():
+    assert hours(1000.0, 1600, 1_281_167) == pytest.approx(1600 * 1_281_167 / 1000 / 3600)
+    assert hours(1000.0, 1600, 1_281_167, devices=8) == pytest.approx(hours(8000.0, 1600, 1_281_167))

@@ -52,6 +52,13 @@ def test_step_measures_the_step_plain_pytorch_and_the_floor(tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert shown.startswith("recipe map-tiny, batch 2, precision bf16, compiled False, device cpu (")
     assert re.search(r"^step / floor: [\d.]+, [\d.e+-]+ GFLOP of products per step$", shown, re.MULTILINE)
+    assert re.search(r"^[\d.e+-]+ GFLOP/s, [\d.]+% of what its products reach by themselves$", shown, re.MULTILINE)
+    whole = re.search(
+        r"^a whole run of map-tiny: 300 epochs of 1,281,167 images in ([\d,.]+) h on this, ([\d,.]+) h on 8 x", shown, re.M
+    )
+    assert whole is not None
+    one, many = (float(hours.replace(",", "")) for hours in whole.groups())
+    assert one == pytest.approx(8 * many, rel=1e-3)
     lines = {line["what"]: line for line in lines_of(path)}
     step = float(lines["step"]["s"])
     for name in ("step", "step by plain PyTorch kernels", "floor: its matrix products alone"):

@@ -49,6 +49,7 @@ VARIANTS = {
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "recomputed": {"checkpoint_activations": True},
+    "channels last": {"channels_last": True},
     "strict": {"deterministic": True},
     "muon": {"optim": Muon.Config(lr=1e-2)},
     "lamb": {"optim": LAMB.Config(lr=1e-2)},
@@ -298,10 +299,28 @@ def test_activation_checkpointing_needs_a_backbone_that_can(tmp_path: Path, monk
         run(toy_recipe(checkpoint_activations=True), tmp_path)
 
 
+def test_cuda_graphs_need_a_compiled_step_and_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.cuda_graphs replays compiled steps: set train\.compile too"):
+        toy_recipe(cuda_graphs=True)
+    with pytest.raises(UserError, match=r"train\.cuda_graphs needs a CUDA device, and this run is on cpu"):
+        run(toy_recipe(cuda_graphs=True, compile=True), tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_graphs_train_what_single_launches_do(tmp_path: Path) -> None:
+    losses = []
+    for name, settings in (("plain", {}), ("graphs", {"compile": True, "cuda_graphs": True})):
+        train(toy_recipe(**settings), tmp_path / name, loader=ToyLoader, device="cuda")
+        losses.append(torch.tensor([line["loss"] for line in lines(tmp_path / name)]))
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-5)
+
+
 def test_compiling_compiles_the_step_of_the_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def compiled(function: Any) -> Any:
+    def compiled(function: Any, mode: Any) -> Any:
+        assert mode is None
         return lambda *args: calls.append(function.__name__) or function(*args)
 
     monkeypatch.setattr(torch, "compile", compiled)

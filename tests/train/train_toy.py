@@ -87,7 +87,7 @@ class Net(nn.Module):
             x = x + (torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False) if self.checkpointing else layer(x))
         return self.norm(x)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
         self.checkpointing = enable
 
 

@@ -193,8 +193,8 @@ class Backbone(nn.Module, Configurable):
         """Change the size for which positions are stored; they are resampled."""
 
     @abstractmethod
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+    def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
+        """Recompute activations in the backward pass instead of keeping them, those of ``every`` so manieth block."""
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an ``nn.Identity`` where there is no classifier."""

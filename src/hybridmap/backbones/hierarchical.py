@@ -44,7 +44,7 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
-        self.checkpointing = False
+        self.checkpointing = 0
 
     def forward(self, x: Float[Tensor, "B D rows columns"]) -> tuple[Tensor, Tensor]:
         """(the map behind the last block, what the next stage is given)."""
@@ -57,8 +57,9 @@ class Stage(nn.Module):
 
     def run(self, x: Tensor) -> Tensor:
         """All blocks, one after the other."""
-        for block in self.blocks:
-            x = recomputed(block, x) if self.checkpointing and torch.is_grad_enabled() else block(x)
+        for s, block in enumerate(self.blocks):
+            again = self.checkpointing and s % self.checkpointing == 0 and torch.is_grad_enabled()
+            x = recomputed(block, x) if again else block(x)
         return x
 
 
@@ -313,9 +314,9 @@ class HierarchicalBackbone(Backbone):
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.downsample", MATCH_PREV_GROUP)]
         return {"stem": r"^(?:stem|mask_token)", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
         for stage in self._stages():
-            stage.checkpointing = enable
+            stage.checkpointing = every if enable else 0
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

@@ -241,8 +241,8 @@ class SequenceBackbone(Backbone):
         stem = r"^(?:patch_embed|pos_embed|cls_token|cls_pos|registers)"
         return {"stem": stem, "blocks": r"^layers" if coarse else [(r"^layers\.(\d+)", None)]}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.layers.checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
+        self.layers.checkpointing = every if enable else 0
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None

@@ -95,13 +95,13 @@ class MambaStack(Stack):
         tapped: dict[int, Tap] = {}
         for s in range(self._length(stop, taps)):
             if self.pairs and s % 2:
-                h_b, r_b = self._run(self[s], *(reverse(x) for x in before), causal)
+                h_b, r_b = self._run(s, *(reverse(x) for x in before), causal)
                 h, r = h + reverse(h_b), r + reverse(r_b)
             else:
                 if turn is not None:
                     h, r = turn(h), turn(r) if self.turn_stream and r is not None else r
                 before = h, r
-                h, r = self._run(self[s], h, r, causal)
+                h, r = self._run(s, h, r, causal)
             if s in taps:
                 tapped[s] = Tap(branch=h, stream=r)
         return h, r, tapped

@@ -56,7 +56,8 @@ class Step:
         classes = getattr(recipe.learner, "num_classes", None)
         key = torch.arange(size, device=device)
         shape = size, len(data.mean), *data.image_size  # type: ignore[attr-defined]
-        views = tuple(torch.randn(shape, device=device) for _ in range(data.views))  # type: ignore[attr-defined]
+        form = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+        views = tuple(torch.randn(shape, device=device).contiguous(memory_format=form) for _ in range(data.views))  # type: ignore[attr-defined]
         labels = None if classes is None else key % classes
         batch = Batch(inputs=views[0], key=key, labels=labels, views=views if len(views) > 1 else None)
         return cls(learner, batch, recipe.optim.build(), precision=recipe.train.precision, device=device)
@@ -133,6 +134,11 @@ class Measured:
     def rate(self) -> float:
         """Operations per second of the step, counting its matrix products only."""
         return self.operations / self.seconds[STEP]
+
+
+def hours(images_per_s: float, epochs: float, images: int, devices: int = 1) -> float:
+    """Hours of so many passes over so many images on ``devices`` that each do ``images_per_s``, if none waits for another."""
+    return epochs * images / images_per_s / devices / 3600
 
 
 def measure(recipe: Recipe, device: torch.device, *, rounds: int, plain: bool = True, memory: bool = True) -> Measured:

@@ -63,6 +63,10 @@ class StepOptions(Bench):
     """Compile the learner's step with torch.compile first."""
     memory: bool = True
     """Take the peak of memory too, in a fresh process each on a CPU."""
+    images: int = 1_281_167
+    """Images of an epoch, for the hours of a whole run; default: those of ImageNet-1K."""
+    devices: int = 8
+    """Devices like this one that a whole run might use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +160,7 @@ def bench_step(arguments: Sequence[str]) -> int:
     from hybridmap import recipes
     from hybridmap.bench.products import peak
     from hybridmap.bench.sheet import step_sheet
-    from hybridmap.bench.step import measure
+    from hybridmap.bench.step import hours, measure
     from hybridmap.config import override
     from hybridmap.recipes.smoke import scale_down
 
@@ -164,6 +168,7 @@ def bench_step(arguments: Sequence[str]) -> int:
     if recipes.entry(options.recipe).kind == "exam":
         raise UserError(f"{options.recipe} is an exam, which trains nothing; hybridmap recipes lists what does")
     recipe = recipes.find(options.recipe)
+    epochs = recipe.train.epochs or 1.0
     if smoke():
         recipe, options = scale_down(recipe), replace(options, batch=2, rounds=1)
     changes: dict[str, Any] = {"train.batch_size": options.batch, "train.compile": options.compile}
@@ -180,6 +185,13 @@ def bench_step(arguments: Sequence[str]) -> int:
     if device.type == "cuda":
         best, whose = peak(device)
         out.print(f"{measured.rate / 1e12:.4g} TFLOP/s, {measured.rate / best:.1%} of the card's dense bf16 peak {whose}")
+    else:
+        out.print(f"{measured.rate / 1e9:.4g} GFLOP/s, {1 / measured.over_floor:.1%} of what its products reach by themselves")
+    one, many = (hours(measured.images_per_s, epochs, options.images, devices) for devices in (1, options.devices))
+    out.print(
+        f"a whole run of {options.recipe}: {epochs:g} epochs of {options.images:,} images in {one:,.4g} h on this, "
+        f"{many:,.4g} h on {options.devices} x this, if none waits for another"
+    )
     return 0
 
 

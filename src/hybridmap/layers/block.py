@@ -152,15 +152,15 @@ class CrossBlock(nn.Module):
 class Stack(nn.ModuleList):
     """Mamba and Transformer blocks in execution order, run as drawn above, or MambaMlp blocks; block s has the name ``s``."""
 
-    checkpointing: bool
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    checkpointing: int
+    """Recompute the activations of every so manieth block in the backward pass instead of keeping them; 0 = of none."""
 
     def __init__(self, blocks: Iterable[nn.Module], *, outer_skip: str = "per_run", final_drop_path: float = 0.0) -> None:
         super().__init__(blocks)
         if outer_skip not in ("per_run", "per_block", "none"):
             raise UserError(f"outer_skip must be per_run, per_block or none, got {outer_skip!r}")
         self.final_drop_path = final_drop_path
-        self.checkpointing = False
+        self.checkpointing = 0
         kinds = [isinstance(block, TransformerBlock) for block in self]
         joined = [a and b and outer_skip == "per_run" for a, b in pairwise(kinds)]  # s with s + 1
         skipped = [kind and outer_skip != "none" for kind in kinds]
@@ -190,10 +190,10 @@ class Stack(nn.ModuleList):
             block = self[s]
             if isinstance(block, TransformerBlock | MambaMlpBlock):
                 entry = h if self._opens[s] else entry
-                h = self._run(block, h, None, causal, **inputs)
+                h = self._run(s, h, None, causal, **inputs)
                 h = h + entry if self._closes[s] else h
             else:
-                h, r = self._run(block, h, r, causal, **inputs)
+                h, r = self._run(s, h, r, causal, **inputs)
             if s in taps:
                 tapped[s] = Tap(branch=h, stream=r)
         return h, r, tapped
@@ -219,7 +219,7 @@ class Stack(nn.ModuleList):
             raise UserError(f"taps must be block numbers from 0 to {depth - 1}, got {sorted(taps)}")
         return depth
 
-    def _run(self, block: nn.Module, *args: Any, **inputs: Any) -> Any:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False, **inputs)
-        return block(*args, **inputs)
+    def _run(self, s: int, *args: Any, **inputs: Any) -> Any:
+        if self.checkpointing and s % self.checkpointing == 0 and torch.is_grad_enabled():
+            return checkpoint(self[s], *args, use_reentrant=False, **inputs)
+        return self[s](*args, **inputs)

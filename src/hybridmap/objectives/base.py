@@ -70,9 +70,9 @@ class Objective(nn.Module, Configurable):
         last = max(ids.values())
         return {name: ids.get(name, last) for name, _ in self.named_parameters()}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass instead of keeping them."""
-        self.backbone.set_grad_checkpointing(enable)
+    def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
+        """Recompute the backbone's activations in the backward pass, as its own method does."""
+        self.backbone.set_grad_checkpointing(enable, every)
 
     @torch.no_grad()
     def settle(self, batches: Iterable[Batch]) -> None:

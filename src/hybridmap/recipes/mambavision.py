@@ -27,7 +27,7 @@ Size = Literal["tiny2", "small", "base", "large2"]
 def _pretrain(size: Size) -> Recipe:
     """No drop path, as in all our pretraining of MAP."""
     backbone = override(find(f"mambavision_{size}_224"), {"drop_path": 0.0})
-    return replace(map_base(), learner=MAP.Config(backbone=backbone))
+    return replace(override(map_base(), {"train.channels_last": True}), learner=MAP.Config(backbone=backbone))
 
 
 def _finetune(
@@ -41,7 +41,7 @@ def _finetune(
         learner=Classification.Config(backbone=backbone, smoothing=0.1, mesa=mesa, mesa_start=mesa_start),
         optim=LAMB.Config(lr=2e-3, betas=(0.9, 0.999), weight_decay=weight_decay),
         schedule=Cosine.Config(warmup_epochs=warmup, warmup_lr=1e-6, min_lr=5e-6, cooldown_epochs=10.0),
-        train=TrainConfig(epochs=320.0, batch_size=1024, clip=5.0, precision="bf16", ema=0.9998),
+        train=TrainConfig(epochs=320.0, batch_size=1024, clip=5.0, precision="bf16", ema=0.9998, channels_last=True),
     )
 
 

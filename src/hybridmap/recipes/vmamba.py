@@ -18,7 +18,8 @@ Size = Literal["tiny", "small", "base"]
 
 def _pretrain(size: Size) -> Recipe:
     """No drop path, as in all our pretraining of MAP."""
-    return replace(map_base(), learner=MAP.Config(backbone=override(find(f"vmamba_{size}_224"), {"drop_path": 0.0})))
+    backbone = override(find(f"vmamba_{size}_224"), {"drop_path": 0.0})
+    return replace(override(map_base(), {"train.channels_last": True}), learner=MAP.Config(backbone=backbone))
 
 
 def _finetune(size: Size) -> Recipe:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,6 +95,8 @@ def train(
         world.on_main(lambda: run.write_json("environment.json", facts))
 
         # ------------------------------------------------------------------------------------------------------------- build
+        if config.cuda_graphs and world.device.type != "cuda":
+            raise UserError(f"train.cuda_graphs needs a CUDA device, and this run is on {world.device.type}; leave it off")
         data: Loader = loader(
             recipe.data,
             batch_size=config.batch_size,
@@ -118,6 +121,10 @@ def train(
 
         def forward(model: nn.Module, batch: Batch, step: int, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
             torch.manual_seed(hash_ints(seed, step, micro, world.rank))  # for what is drawn per batch, such as drop path
+            if config.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            if config.channels_last and batch.inputs.ndim == 4:
+                batch = replace(batch, inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
             with torch.autocast(world.device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
                 return model(batch)
 
@@ -294,10 +301,13 @@ def build_learner(recipe: Recipe, *, fresh: bool) -> nn.Module:
             raise UserError(
                 f"train.checkpoint_activations needs a backbone that can, and {type(learner).__name__} has none; leave it off"
             )
-        switch()
+        switch(every=recipe.train.checkpoint_blocks)
+    if recipe.train.channels_last:
+        learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if recipe.train.compile:
         name = "step" if hasattr(learner, "step") else "forward"
-        setattr(learner, name, torch.compile(getattr(learner, name)))
+        mode = "reduce-overhead" if recipe.train.cuda_graphs else None
+        setattr(learner, name, torch.compile(getattr(learner, name), mode=mode))
     return learner
 
 

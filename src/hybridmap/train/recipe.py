@@ -32,6 +32,13 @@ class TrainConfig(Config):
     """Compile the learner's ``step`` with torch.compile."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpoint_blocks: int = 1
+    """Of the blocks, every so manieth is recomputed, where ``checkpoint_activations`` is on: 2 = half of them."""
+    channels_last: bool = False
+    """Keep images and the weights of convolutions pixel by pixel in memory: convolutional backbones are faster for it."""
+    cuda_graphs: bool = False
+    """Replay each compiled step as a CUDA graph, which spares the host its launches: for fixed shapes, on a GPU, with
+    ``compile``."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: a copy of the parameters each, or a share of them each."""
     ema: float | None = None
@@ -53,7 +60,16 @@ class TrainConfig(Config):
     """Only deterministic algorithms, for equal bytes on a GPU; on a CPU they are used anyway."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "keep", "log_every", "steps", "checkpoint_every", "eval_every"):
+        for name in (
+            "batch_size",
+            "accumulate",
+            "keep",
+            "log_every",
+            "steps",
+            "checkpoint_every",
+            "eval_every",
+            "checkpoint_blocks",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"train.{name} must be at least 1, got {value}")
@@ -61,6 +77,8 @@ class TrainConfig(Config):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"train.{name} must be more than 0, got {value}")
+        if self.cuda_graphs and not self.compile:
+            raise UserError("train.cuda_graphs replays compiled steps: set train.compile too")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"train.ema must lie between 0 and 1, got {self.ema}")
 
