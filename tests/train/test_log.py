@@ -28,7 +28,7 @@ def test_a_line_of_progress_has_eta_loss_rate_images_and_data_wait(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_QUIET_S", -1.0)
-    with speaking(run, every=1, tensorboard=False) as told:
+    with speaking(run, toy_recipe(log_every=1)) as told:
         told.begin(0, 4)
         for step in (1, 2, 3):
             told.write(record(step))
@@ -38,7 +38,7 @@ def test_a_line_of_progress_has_eta_loss_rate_images_and_data_wait(
 
 
 def test_what_is_said_goes_to_the_console_and_to_the_file(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    with speaking(run, every=1, tensorboard=False):
+    with speaking(run, toy_recipe(log_every=1)):
         logging.getLogger("hybridmap.data").warning("cannot read %s", "[odd] name.jpg")
         logging.getLogger("hybridmap.train").info("hello")
     assert capsys.readouterr().err.splitlines() == ["cannot read [odd] name.jpg", "hello"]
@@ -48,7 +48,7 @@ def test_what_is_said_goes_to_the_console_and_to_the_file(run: RunDirectory, cap
 
 
 def test_exams_are_written_whatever_the_interval(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    with speaking(run, every=10, tensorboard=False) as told:
+    with speaking(run, toy_recipe(log_every=10)) as told:
         told.begin(0, 20)
         for step in range(1, 12):
             told.write(record(step, **({"knn/top1": 41.5} if step == 7 else {})))
@@ -57,7 +57,7 @@ def test_exams_are_written_whatever_the_interval(run: RunDirectory, capsys: pyte
 
 
 def test_other_processes_write_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with speaking(None, every=1, tensorboard=True) as told:
+    with speaking(None, toy_recipe(tensorboard=True)) as told:
         told.begin(0, 3)
         told.write(record(1))
         logging.getLogger("hybridmap.train").warning("said by the main process")
@@ -65,7 +65,7 @@ def test_other_processes_write_nothing(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_log_that_cannot_be_written_is_a_sentence(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    with speaking(run, every=1, tensorboard=False):
+    with speaking(run, toy_recipe(log_every=1)):
 
         class Full:
             def write(self, text: str) -> None:

@@ -47,3 +47,12 @@ def test_a_recipe_without_a_length_is_refused() -> None:
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to train on"):
         TrainConfig(steps=1).length(0)
+
+
+def test_exams_are_due_by_steps_or_by_epochs() -> None:
+    assert TrainConfig(epochs=10.0).exam_interval(100, 10.0) is None
+    assert TrainConfig(eval_every=7, eval_epochs=2.0).exam_interval(100, 10.0) == 7
+    assert TrainConfig(eval_epochs=2.0).exam_interval(100, 10.0) == 20
+    assert TrainConfig(eval_epochs=0.001).exam_interval(100, 10.0) == 1
+    with pytest.raises(UserError, match=r"train\.eval_epochs must be more than 0"):
+        TrainConfig(eval_epochs=0.0)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -62,6 +62,8 @@ class RunOptions(Common):
     """YAML files laid over the recipe, such as the recipe.yaml of a run with some lines removed."""
     import_: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
     """Modules of your own whose classes may be named by --x.type and in YAML."""
+    watch: tuple[Literal["knn", "probe", "pictures"], ...] = ()
+    """Exams to hold every --train.eval-epochs: neighbours and a linear classifier (for labelled images), reconstructions."""
 
 
 @dataclass(frozen=True, kw_only=True)

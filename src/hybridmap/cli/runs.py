@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from hybridmap.backbones.base import Backbone
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.cli.flags import RunOptions, closest
+from hybridmap.data.augment import Unchanged
 from hybridmap.data.base import Dataset
 from hybridmap.data.bundled import BundledPhotos
 from hybridmap.data.folder import ImageFolder
@@ -24,6 +25,9 @@ from hybridmap.data.image_transforms import CentreCrop, normalise
 from hybridmap.errors import UserError
 from hybridmap.ops.backend import show_config
 from hybridmap.train.recipe import Recipe
+
+_WATCHED = 50
+"""Training images of each class that watching by neighbours looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +124,41 @@ def evaluation_data(source: Source, *, root: str | None = None, split: str = "al
     if not isinstance(data, ImageFolder.Config) and (data is None or root is not None):
         known = {} if data is None else {"size": data.size, "mean": data.mean, "std": data.std}
         data = ImageFolder.Config(**({"size": source.backbone.config.img_size} | known))
-    if isinstance(data, ImageFolder.Config):
-        data = replace(data, root=data.root if root is None else root, split=split, crop=CentreCrop.Config())
-    elif isinstance(data, BundledPhotos.Config):
-        data = replace(data, split="train" if split == "train" else "test", flip=False)
+    if root is not None:
+        data = replace(data, root=root)
+    data = _still(data, split)
     return data if workers is None else replace(data, workers=workers)
+
+
+def _still(data: Any, split: str) -> Any:
+    """A part of some images without anything random about them."""
+    if isinstance(data, ImageFolder.Config):
+        plain = {"crop": CentreCrop.Config(), "augment": Unchanged.Config(), "erasing": 0.0, "repeats": 1, "views": 1}
+        return replace(data, split=split, **plain)
+    if isinstance(data, BundledPhotos.Config):
+        return replace(data, split="train" if split == "train" else "test", flip=False)
+    return data
+
+
+def watched(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """The recipe with exams that tell how pretraining goes on: ``knn`` and ``probe`` by a part of the images, ``pictures``.
+
+    Raises:
+        UserError: if labels are needed and there are none.
+    """
+    from hybridmap.report.reconstruction import Reconstruction
+    from hybridmap.tasks.knn import KNN
+    from hybridmap.tasks.linear_probe import LinearProbe
+
+    train, test = _still(recipe.data, "train"), _still(recipe.data, "test")
+    if {"knn", "probe"} & set(names):
+        recipe.data.build().labelled()  # pyright: ignore[reportAttributeAccessIssue]
+    exams: dict[str, Any] = {
+        "knn": KNN.Config(train=train, test=test, k=(20,), per_class=_WATCHED),
+        "probe": LinearProbe.Config(train=train, test=test, base_lrs=(0.1, 1.0, 10.0), epochs=30),
+        "pictures": Reconstruction.Config(test=test),
+    }
+    return replace(recipe, exams=recipe.exams | {name: exams[name] for name in names})
 
 
 def split_data(source: Source) -> tuple[Any, Any]:
@@ -211,7 +245,7 @@ def run_recipe(name: str, recipe: Recipe, options: RunOptions, command: str, arg
     from hybridmap.report.html import RESULTS, tables_as_json
     from hybridmap.train.loop import train
 
-    recipe = share_data(recipe)
+    recipe = share_data(watched(recipe, options.watch) if options.watch else recipe)
     if smoke():
         recipe = shrink(recipe)
     out = Path(options.out or f"runs/{name}").expanduser()

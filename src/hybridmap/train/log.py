@@ -1,19 +1,22 @@
-"""What a run says while it runs: progress on the console, ``log.txt``, ``metrics.jsonl``, and TensorBoard where installed."""
+"""What a run says while it runs: progress on the console, ``log.txt``, ``metrics.jsonl``, and the boards that are asked for."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hybridmap.files import writing
+from hybridmap.config import to_tree
+from hybridmap.files import replacing, writing
+from hybridmap.train.boards import Board, TensorBoard, Wandb
+from hybridmap.train.recipe import Recipe
 from hybridmap.train.run_dir import RunDirectory
 
 _ROOT = logging.getLogger("hybridmap")
@@ -51,25 +54,19 @@ class _InFile(logging.FileHandler):
 class RunLog:
     """The numbers of the steps, on their way to everybody who wants them."""
 
-    def __init__(self, run: RunDirectory, bar: Progress, every: int, tensorboard: bool) -> None:
-        self._run, self._bar, self._every = run, bar, every
+    def __init__(self, run: RunDirectory, bar: Progress, every: int, boards: Sequence[Board]) -> None:
+        self._run, self._bar, self._every, self._boards = run, bar, every, boards
         self._task: TaskID | None = None
         self._spoke = time.monotonic()
         self._smooth: float | None = None
-        self._board: Any = None
-        self._wants_board = tensorboard and importlib.util.find_spec("tensorboard") is not None
 
     def begin(self, step: int, steps: int) -> None:
         """The run stands at ``step`` of ``steps``: at its start, and wherever it goes back to."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task("train", total=steps, completed=step, told="")
-        if self._wants_board:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.close()
-            with writing(self._run.path / "tensorboard"):
-                self._board = SummaryWriter(self._run.path / "tensorboard", purge_step=step + 1)
+        for board in self._boards:
+            board.begin(step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Pass on the numbers of one step; ``record`` has at least ``step`` and ``loss``."""
@@ -77,16 +74,21 @@ class RunLog:
         examined = any("/" in name for name in record)
         if step % self._every == 0 or examined or record.get("skipped"):
             self._run.append(record)
-            if self._board is not None:
-                for name, value in record.items():
-                    if name != "step" and isinstance(value, float):
-                        self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            for board in self._boards:
+                board.numbers(record, step)
         if loss == loss:
             self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
         self._tell(record)
         if examined:
             told = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if "/" in name)
             logging.getLogger("hybridmap.train").info("step %d: %s", step, told)
+
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Keep a picture that an exam drew, ``pictures/step-00001000-NAME.png``, and show it on the boards."""
+        with replacing(self._run.path / "pictures" / f"step-{step:08d}-{name.replace('/', '-')}.png") as file:
+            picture.save(file, "PNG")
+        for board in self._boards:
+            board.picture(name, picture, step)
 
     def _tell(self, record: Mapping[str, Any]) -> None:
         told = (
@@ -101,12 +103,6 @@ class RunLog:
             left = f"  ETA {task.time_remaining:.0f} s" if task.time_remaining is not None else ""
             self._bar.console.print(f"step {record['step']}/{task.total:.0f}  {told}{left}", highlight=False, soft_wrap=True)
 
-    def close(self) -> None:
-        """Write what is still in memory."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-
 
 class Silence:
     """The log of a process that is not the one that writes."""
@@ -115,9 +111,11 @@ class Silence:
 
     def write(self, record: Mapping[str, Any]) -> None: ...
 
+    def picture(self, name: str, picture: Image.Image, step: int) -> None: ...
+
 
 @contextmanager
-def speaking(run: RunDirectory | None, *, every: int, tensorboard: bool) -> Iterator[RunLog | Silence]:
+def speaking(run: RunDirectory | None, recipe: Recipe) -> Iterator[RunLog | Silence]:
     """The log of a run, as long as the context is open. Everything said to the logger ``hybridmap`` goes to the console and to
     ``log.txt`` meanwhile; with no ``run`` (in a process that writes nothing) the loop says nothing."""
     if run is None:
@@ -144,12 +142,17 @@ def speaking(run: RunDirectory | None, *, every: int, tensorboard: bool) -> Iter
     for handler in handlers:
         _ROOT.addHandler(handler)
     _ROOT.setLevel(min(level or logging.INFO, logging.INFO))
-    log = RunLog(run, bar, every, tensorboard)
+    boards: list[Board] = []
     try:
+        if recipe.train.tensorboard and TensorBoard.is_installed():
+            boards.append(TensorBoard(run.path / "tensorboard"))
+        if recipe.train.wandb:
+            boards.append(Wandb(run.path / "wandb", recipe.train.wandb, to_tree(recipe)))
         with bar:
-            yield log
+            yield RunLog(run, bar, recipe.train.log_every, boards)
     finally:
-        log.close()
+        for board in boards:
+            board.close()
         _ROOT.setLevel(level)
         for handler in handlers:
             _ROOT.removeHandler(handler)

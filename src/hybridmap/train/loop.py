@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -22,7 +23,7 @@ from hybridmap.hashing import hash_ints
 from hybridmap.train import checkpoint, run_dir
 from hybridmap.train.distributed import World, join, unsynchronised, whole
 from hybridmap.train.interrupt import Interrupts, exit_code
-from hybridmap.train.log import speaking
+from hybridmap.train.log import RunLog, Silence, speaking
 from hybridmap.train.nonfinite import Watch, first_culprit, put_back
 from hybridmap.train.optim import set_lr
 from hybridmap.train.recipe import Recipe
@@ -86,8 +87,7 @@ def train(
         world = opened.enter_context(join(device))
         opened.enter_context(reproducible(world.device, strict=config.deterministic))
         run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=overwrite)))
-        board = config.tensorboard
-        told = opened.enter_context(speaking(run if world.is_main else None, every=config.log_every, tensorboard=board))
+        told = opened.enter_context(speaking(run if world.is_main else None, recipe))
         if world.on_main(run.final.exists):
             log.info("%s is finished: nothing is left to do (--overwrite starts anew)", run.path)
             return _finished(recipe, run, world)
@@ -144,6 +144,7 @@ def train(
             size = sum(value.numel() for value in trained)
             passes = steps * config.batch_size / len(data.dataset)
             log.info("training %s parameters for %d steps (%.4g epochs) in %s", f"{size:,}", steps, passes, run.path)
+        eval_every = config.exam_interval(steps, epochs)
         save_every = config.checkpoint_every or min(math.ceil(steps / 20), 1000)
         saved_at = state.step if resuming else None
         examined_at = state.step if state.results or state.step < steps else None
@@ -160,7 +161,7 @@ def train(
             # once in a while: hear from the device how the last step went, before anything is done with its outcome
             done = state.step == steps
             asked = watch.asked if world.size > 1 else interrupts.received is not None
-            exam_due = bool(recipe.exams) and state.step != examined_at and (done or _due(state.step, config.eval_every))
+            exam_due = bool(recipe.exams) and state.step != examined_at and (done or _due(state.step, eval_every))
             save_due = state.step != saved_at and (done or _due(state.step, save_every) or (exam_due and config.best != "loss"))
             record = watch.receive() if done or asked or exam_due or save_due else None
 
@@ -186,7 +187,7 @@ def train(
 
             # once in a while: examine, write down, save, stop
             if exam_due:
-                state.results = _examine(recipe, state, world, clean_batches)
+                state.results = _examine(recipe, state, world, told, clean_batches)
                 examined_at = state.step
             if record is not None:
                 told.write(record | (state.results if exam_due else {}))
@@ -235,6 +236,11 @@ def train(
             state.step += 1
             took = time.perf_counter() - began
             pace = {"images_per_s": config.batch_size / took, "data_wait": min(data.wait_s / took, 1.0)}
+            if world.device.type == "cuda":
+                pace["memory_gb"] = torch.cuda.max_memory_allocated(world.device) / 2**30
+                torch.cuda.reset_peak_memory_stats(world.device)
+            if state.skipped_steps:
+                pace["skipped_steps"] = float(state.skipped_steps)
             watch.send(seen | {"grad_norm": norm, "skipped": bad}, {"step": state.step, "lr": lr} | pace)
 
         # ------------------------------------------------------------------------------------------------------------ finish
@@ -354,8 +360,11 @@ def _settle(
     weights.update({name: value.cpu() for name, value in copy.named_buffers() if name in weights})
 
 
-def _examine(recipe: Recipe, state: TrainState, world: World, batches: Callable[[], Iterator[Batch]]) -> dict[str, float]:
-    """The numbers of all exams, by ``exam/number``. They are taken by a copy, so that nothing they do can reach the run."""
+def _examine(
+    recipe: Recipe, state: TrainState, world: World, told: RunLog | Silence, batches: Callable[[], Iterator[Batch]]
+) -> dict[str, float]:
+    """The numbers of all exams, by ``exam/number``; pictures that they draw are kept. They are taken by a copy, so that nothing
+    they do can reach the run."""
     weights = state.weights(keep=world.is_main)
 
     def sit() -> dict[str, float]:
@@ -364,7 +373,11 @@ def _examine(recipe: Recipe, state: TrainState, world: World, batches: Callable[
         learner.load_state_dict(weights)
         learner.to(world.device).eval()
         results = {name: exam.build()(learner, world.device) for name, exam in recipe.exams.items()}
-        return {f"{name}/{number}": float(value) for name, result in results.items() for number, value in result.items()}
+        found = {f"{name}/{number}": value for name, result in results.items() for number, value in result.items()}
+        for name, value in found.items():
+            if isinstance(value, Image.Image):
+                told.picture(name, value, state.step)
+        return {name: float(value) for name, value in found.items() if not isinstance(value, Image.Image)}
 
     return world.on_main(sit)
 

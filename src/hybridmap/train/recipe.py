@@ -52,10 +52,14 @@ class TrainConfig(Config):
     ``knn/top1``: highest, or lowest where the name ends with ``loss`` or ``error``."""
     eval_every: int | None = None
     """Steps between exams; None = at the end only."""
+    eval_epochs: float | None = None
+    """The same in epochs, where ``eval_every`` is none."""
     log_every: int = 1
     """Steps between lines of ``metrics.jsonl``."""
     tensorboard: bool = True
     """Write TensorBoard's files too, where it is installed."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the run is shown in, offline where nobody is logged in; None = in none."""
     deterministic: bool = False
     """Only deterministic algorithms, for equal bytes on a GPU; on a CPU they are used anyway."""
 
@@ -73,7 +77,7 @@ class TrainConfig(Config):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"train.{name} must be at least 1, got {value}")
-        for name in ("epochs", "clip"):
+        for name in ("epochs", "clip", "eval_epochs"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"train.{name} must be more than 0, got {value}")
@@ -98,6 +102,12 @@ class TrainConfig(Config):
         steps = self.steps or max(1, round((self.epochs or 0.0) * samples / self.batch_size))
         return steps, self.epochs or steps * self.batch_size / samples
 
+    def exam_interval(self, steps: int, epochs: float) -> int | None:
+        """Steps between exams of a run of so many steps and epochs; None = there are none before its end."""
+        if self.eval_every is not None or self.eval_epochs is None:
+            return self.eval_every
+        return max(1, round(self.eval_epochs * steps / epochs))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
@@ -108,7 +118,7 @@ class Recipe(Config):
     data: Config
     """The data set."""
     exams: dict[str, Config] = field(default_factory=dict)
-    """Named evaluations; each builds something that is called with (learner, device) and returns numbers by name."""
+    """Named evaluations; each builds something that is called with (learner, device) and gives numbers or pictures by name."""
     optim: Optimizer.Config = field(default_factory=AdamW.Config)
     """The optimiser."""
     schedule: Cosine.Config = field(default_factory=Cosine.Config)

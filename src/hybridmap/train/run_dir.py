@@ -50,7 +50,7 @@ _CONTENTS = (
 """Files of a run directory, besides those of its folders."""
 _FOLDERS = {"checkpoints": "step-*", "tensorboard": "events.out.tfevents.*", "pictures": "*.png"}
 """Folders of a run directory -> the files in them that are a run's."""
-_HARMLESS = (".workers", "train.log_every", "train.keep", "train.tensorboard")
+_HARMLESS = (".workers", "train.log_every", "train.keep", "train.tensorboard", "train.wandb")
 """Fields (by the end of their name) that change no result, so that a run may be continued with other values."""
 _PACKAGES = ("hybridmap", "torch", "torchvision", "timm", "numpy", "safetensors", "triton", "pillow")
 
