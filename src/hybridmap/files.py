@@ -122,6 +122,20 @@ def replace_file(path: str | Path, content: bytes | str) -> Path:
     return Path(path)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock (``flock``) of a file; never where the system has no such locks."""
+    if os.name != "posix" or not path.exists():
+        return False
+    import fcntl
+
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a process that was killed while it wrote left behind: our temporary files, and those of safetensors."""
     for pattern in (".*.tmp", ".tmp??????"):
@@ -132,4 +146,4 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-__all__ = ["remove_leftovers", "replace_file", "replacing", "replacing_together", "writing"]
+__all__ = ["is_locked", "remove_leftovers", "replace_file", "replacing", "replacing_together", "writing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from html.parser import HTMLParser
@@ -96,7 +97,7 @@ def test_a_run_in_progress_can_be_read(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')  # the line that is being written
     text, _ = page(run)
-    assert "in progress or interrupted: 8 optimiser steps" in text
+    assert "interrupted: 8 optimiser steps" in text
     (run / "final.safetensors").write_bytes(b"")
     assert "finished after 8 optimiser steps" in page(run)[0]
 
@@ -155,3 +156,23 @@ def test_what_might_have_been_chosen_is_folded_away(run: Path) -> None:
 def test_a_table_survives_json() -> None:
     table = Table(title="t", header=("a", "b"), rows=(("1", "2"), ("3", "4")), note="n")
     assert Table.from_tree(json.loads(json.dumps(table.as_tree()))) == table
+
+
+def test_pictures_of_steps_stand_by_themselves_first_and_last_among_them(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for step in range(0, 100, 10):
+        Image.new("RGB", (4, 4), (step, 0, 0)).save(tmp_path / "pictures" / f"step-{step:08d}-pictures-reconstructions.png")
+    page = write_report(tmp_path).read_text()
+    told = re.findall(r"<figcaption>pictures reconstructions, step (\d+)</figcaption>", page)
+    assert told == ["0", "30", "60", "90"]
+    assert "While it trained" in page
+    assert "<h2>Pictures</h2>" not in page
+
+
+def test_a_run_whose_lock_is_held_is_in_progress(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    assert re.search(r"interrupted: 7 optimiser steps, the last \d+ s ago", write_report(tmp_path).read_text())
+    with (tmp_path / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert re.search(r"in progress: 7 optimiser steps, the last \d+ s ago", write_report(tmp_path).read_text())
+    assert "interrupted" in write_report(tmp_path).read_text()

@@ -16,6 +16,7 @@ from hybridmap.report.choices import all_choices, own_choices
 from hybridmap.report.features import feature_picture
 from hybridmap.report.html import write_report
 from hybridmap.report.pictures import Predicts, reconstructions, save, sheet
+from hybridmap.train.weights import has_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,11 @@ class Options(Common):
 def main(arguments: Sequence[str]) -> int:
     """Write the report and say where it is."""
     options = parse(Options, arguments, "report", "report.html and pictures of a run, finished or not.")
-    print(write(open_run(options.run), device=options.device, images=options.images))
+    path = Path(options.run).expanduser()
+    if (path / "recipe.yaml").exists() and not has_weights(path):
+        print(f"{write_report(path)} (no pictures: there is no checkpoint yet)")
+    else:
+        print(write(open_run(options.run), device=options.device, images=options.images))
     return 0
 
 

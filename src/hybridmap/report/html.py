@@ -14,12 +14,13 @@ import io
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridmap.files import replace_file
+from hybridmap.files import is_locked, replace_file
 
 RESULTS = "results.json"
 """What a command found out, beside the run that it belongs to: ``{"tables": [...], "command": "...", "notes": [...]}``."""
@@ -39,6 +40,9 @@ _CAPTIONS = {
     "all_scans": "Every scan order: the line goes through the patches as they stand in the sequence, from dark to light.",
 }
 """Name of a picture -> what it shows, in the order of the page."""
+_STEP = re.compile(r"step-(\d+)-(.+)")
+"""Names of pictures that belong to a step."""
+_SHOWN_OVER_TIME = 4
 _ASIDE = "all_"
 """Pictures of what a run might have chosen are folded away."""
 
@@ -98,6 +102,7 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         _exams(run),
         section("Curves", _own_curves(metrics)),
         section("Pictures", _pictures(run)),
+        section("While it trained", _over_time(run)),
         section("Images that could not be read", _skipped(run)),
         section("To repeat this", _pre(str(results.get("command") or environment.get("command") or ""))),
         section("Environment", _pre(json.dumps(environment, indent=2, sort_keys=True) if environment else "")),
@@ -142,7 +147,10 @@ def is_finished(run: Path) -> bool:
 def _status(run: Path, metrics: Sequence[Mapping[str, Any]]) -> str:
     steps = [int(line["step"]) for line in metrics if "step" in line]
     progress = f"{max(steps)} optimiser steps" if steps else "no step logged yet"
-    return f"finished after {progress}" if is_finished(run) else f"in progress or interrupted: {progress}"
+    if is_finished(run):
+        return f"finished after {progress}"
+    age = f", the last {time.time() - (run / 'metrics.jsonl').stat().st_mtime:.0f} s ago" if steps else ""
+    return f"{'in progress' if is_locked(run / '.lock') else 'interrupted'}: {progress}{age}"
 
 
 def _own_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -244,11 +252,26 @@ def _text_cell(text: str) -> str:
 
 def _pictures(run: Path) -> str:
     """What the run did; folded below it, what it might have chosen."""
-    found = sorted((run / "pictures").glob("*.png"), key=_picture_order)
+    found = sorted((path for path in (run / "pictures").glob("*.png") if not _STEP.match(path.stem)), key=_picture_order)
     shown = {path: figure(path.read_bytes(), _CAPTIONS.get(path.stem, path.stem.replace("_", " "))) for path in found}
     aside = "".join(text for path, text in shown.items() if path.stem.startswith(_ASIDE))
     folded = f"<details><summary>Every mask, region, decoder mask and scan on this image</summary>{aside}</details>"
     return "".join(text for path, text in shown.items() if not path.stem.startswith(_ASIDE)) + (folded if aside else "")
+
+
+def _over_time(run: Path) -> str:
+    """Pictures that exams drew while the run went on: of each name the first, the last, and a few between."""
+    drawn: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted((run / "pictures").glob("step-*.png")):
+        if (named := _STEP.match(path.stem)) is not None:
+            drawn.setdefault(named[2], []).append((int(named[1]), path))
+    shown = []
+    for name, pictures in sorted(drawn.items()):
+        count = min(len(pictures), _SHOWN_OVER_TIME)
+        chosen = {round(k * (len(pictures) - 1) / max(count - 1, 1)) for k in range(count)}
+        for step, path in (pictures[k] for k in sorted(chosen)):
+            shown.append(figure(path.read_bytes(), f"{name.replace('-', ' ')}, step {step}"))
+    return "".join(shown)
 
 
 def figure(png: bytes, caption: str) -> str:

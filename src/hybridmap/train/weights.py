@@ -41,6 +41,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
+def has_weights(run: str | Path) -> bool:
+    """Whether a run directory has final weights or a checkpoint by now."""
+    folder = Path(run).expanduser()
+    return (folder / "final.safetensors").exists() or bool(Checkpoints(folder / "checkpoints", keep=1).paths())
+
+
 def load_run(path: str | Path) -> tuple[Recipe, dict[str, Tensor]]:
     """(recipe, weights) of a run directory.
 
