@@ -7,14 +7,18 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hybridmap.data.base import Dataset
+from hybridmap.data import loader
+from hybridmap.data.base import Dataset, Samples
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop
 from hybridmap.data.loader import MIXED, Loader, each, permutation
@@ -304,3 +308,50 @@ def test_each_over_nothing_readable_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("text")
     with pytest.raises(UserError, match="none of the 1 images can be read"):
         list(each(folder(tmp_path).build(), 4))
+
+
+class Deadly(Synthetic):
+    """Kills the process that prepares the images with these numbers: once each, or ``always``."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Synthetic.Config):
+        memory: str = ""
+        """A directory that remembers who died."""
+        victims: tuple[int, ...] = ()
+        always: bool = False
+
+    config: Deadly.Config
+
+    def samples(self, indices: Sequence[int], keys: Sequence[int], **how: Any) -> Samples:
+        for index in set(indices) & set(self.config.victims):
+            note = Path(self.config.memory) / str(index)
+            if self.config.always or not note.exists():
+                note.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().samples(indices, keys, **how)
+
+
+@pytest.mark.slow  # torch looks for the dead every five seconds
+def test_a_worker_that_is_killed_is_replaced_and_no_sample_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = steps(SYNTHETIC, batch_size=4, steps=6, accumulate=2, seed=3)
+    handler = signal.getsignal(signal.SIGCHLD)
+    stream = Loader(
+        Deadly.Config(size=8, length=10, memory=str(tmp_path), victims=(4,)),
+        batch_size=4,
+        steps=6,
+        accumulate=2,
+        seed=3,
+        start_step=1,
+        workers=2,
+    )
+    assert same([list(micro_batches) for micro_batches in stream], whole[1:])
+    assert [record.getMessage() for record in caplog.records if "new ones take its place" in record.getMessage()]
+    assert signal.getsignal(signal.SIGCHLD) == handler, "an error may come at any place of the training process"
+
+
+@pytest.mark.slow
+def test_workers_that_always_die_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_DEATHS", 2)
+    deadly = Deadly.Config(size=8, length=10, memory=str(tmp_path), victims=(0,), always=True)
+    with pytest.raises(UserError, match="died 2 times in a row .*; often the memory .* try a smaller --data.workers, or 0"):
+        list(each(deadly.build(), 5, workers=1))

@@ -16,10 +16,13 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,8 @@ _TOO_MANY = 0.01
 """Part of the images that may be unreadable before the log warns."""
 _JUDGED_AFTER = 1000
 """Images seen (or one epoch, if that is less) before that part is judged."""
+_DEATHS = 3
+"""Times in a row that workers may die before they have prepared one more batch."""
 
 
 MIXED = 16
@@ -75,8 +80,13 @@ class _Requests:
         self.starts, self.micro, self.stride, self.count = starts, micro, stride, count
         self.repeats = dataset.config.repeats
 
-    def __iter__(self) -> Iterator[Request]:
-        for start in self.starts:
+    def after(self, answered: int) -> Iterator[Request]:
+        """Those that follow the first ``answered``."""
+        steps, rest = divmod(answered, self.count * len(self.views))
+        return islice(self._from(steps), rest, None)
+
+    def _from(self, step: int) -> Iterator[Request]:
+        for start in self.starts[step:]:
             for first in range(start, start + self.stride * self.count, self.stride):
                 indices, keys = [], []
                 for position in range(first, first + self.micro):
@@ -85,9 +95,6 @@ class _Requests:
                     keys.append(hash_ints(self.seed, epoch, place))
                 for view in self.views:
                     yield indices, keys, view, True
-
-    def __len__(self) -> int:
-        return len(self.starts) * self.count * len(self.views)
 
 
 class _Worker(TorchDataset):
@@ -119,9 +126,46 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGTERM, first_time)
 
 
-def _serve(dataset: Dataset, requests: Any, workers: int, device: torch.device) -> Iterator[Samples]:
-    """The answers to ``requests``, in order, prepared by ``workers`` processes (0: by this one)."""
-    with warnings.catch_warnings():
+class _WorkerDied(Exception):
+    """A process that prepared images has ended, and not by itself."""
+
+
+def _serve(
+    dataset: Dataset, after: Callable[[int], Iterable[Request]], workers: int, device: torch.device
+) -> Iterator[Samples]:
+    """The answers to the requests, in order, prepared by ``workers`` processes (0: by this one). ``after`` gives the requests
+    that follow the first so many.
+
+    A worker that dies (killed, most often for want of memory) is replaced, with all others, and asked again: answers depend on
+    nothing but the request.
+
+    Raises:
+        UserError: if that does not help, or for what a worker could not do.
+    """
+    answered = deaths = 0
+    while True:
+        try:
+            for samples in _answers(dataset, after(answered), workers, device):
+                answered, deaths = answered + 1, 0
+                yield samples
+            return
+        except _WorkerDied as error:
+            deaths += 1
+            if deaths == _DEATHS:
+                raise UserError(
+                    f"processes that prepare images died {deaths} times in a row ({error}); often the memory is not enough for "
+                    f"{workers} of them: try a smaller --data.workers, or 0"
+                ) from None
+            log.warning("a process that prepared images died (%s); new ones take its place", error)
+
+
+def _answers(dataset: Dataset, requests: Iterable[Request], workers: int, device: torch.device) -> Iterator[Samples]:
+    """What torch's loader gives.
+
+    Raises:
+        _WorkerDied: if a worker did.
+    """
+    with warnings.catch_warnings(), _same_child_handler():
         # Python 3.12 warns of every fork beside threads, but the workers use one thread and no device; torch warns of more
         # workers than processors, but the number is the user's choice.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
@@ -143,13 +187,46 @@ def _serve(dataset: Dataset, requests: Any, workers: int, device: torch.device) 
             )
         )
     try:
-        for samples in answers:
+        while True:
+            death = None
+            try:
+                samples = next(answers)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if not workers or not _tells_of_a_death(error):
+                    raise
+                death = str(error).strip().rstrip(".") or type(error).__name__
+            if death is not None:  # raised here, where the error of torch is gone, and with it what its traceback holds
+                raise _WorkerDied(death)
             if isinstance(samples, UserError):
                 raise samples
             yield samples
     finally:
         # The workers end with the iterator; the traceback of an error would keep both alive.
         del answers
+
+
+@contextmanager
+def _same_child_handler() -> Iterator[None]:
+    """Undo that torch handles the death of a worker where the training process happens to be, by an error in the middle of
+    anything, such as the optimiser's step. Whoever waits for the worker's answer learns of it all the same."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None:  # None: not set from Python, so that it cannot be set again from here
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether torch says that a worker is gone, or one went while it handed over its answer. What the data set raised in a
+    worker is none of this: torch adds "in DataLoader worker process" to it."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error) or "Pin memory thread exited" in str(error)
+    gone = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    return gone and "in DataLoader worker process" not in str(error)
 
 
 class Loader:
@@ -213,7 +290,7 @@ class Loader:
         return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[Iterator[Batch]]:
-        served = _serve(self.dataset, self._requests(), self.workers, self.device)
+        served = _serve(self.dataset, self._requests().after, self.workers, self.device)
         try:
             for step in range(self.start_step, self.steps):
                 self.wait_s = 0.0
@@ -309,7 +386,8 @@ def each(
     requests = [(list(indices), [hash_ints(seed, i) for i in indices], None, False) for indices in batches]
     skipped = {} if skipped is None else skipped
     delivered = 0
-    for samples in _serve(dataset, requests, dataset.config.workers if workers is None else workers, device):
+    workers = dataset.config.workers if workers is None else workers
+    for samples in _serve(dataset, lambda answered: requests[answered:], workers, device):
         for path, reason in samples.skipped.items():
             log.warning("cannot read %s (%s); it is left out", path, reason)
         skipped |= samples.skipped
