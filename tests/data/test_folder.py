@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hybridmap.data.base import UnreadableImage
 from hybridmap.data.files import EXTENSIONS, list_images
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop
@@ -62,6 +63,15 @@ def test_links_in_a_circle_are_followed_once(tmp_path: Path) -> None:
     picture(tmp_path / "a/one.png")
     (tmp_path / "a" / "back").symlink_to(tmp_path)
     assert len(list_images(str(tmp_path))) == 1
+
+
+def test_an_image_that_is_a_link_to_itself_is_listed_and_named_when_it_is_read(tmp_path: Path) -> None:
+    picture(tmp_path / "cat/a.png")
+    (tmp_path / "cat/b.png").symlink_to("b.png")
+    data = folder(tmp_path)
+    assert names(data) == ["cat/a.png", "cat/b.png"]
+    with pytest.raises(UnreadableImage, match=r"b\.png: Too many levels of symbolic links"):
+        data.sample(1, 0)
 
 
 def test_missing_path_says_what_to_name(tmp_path: Path) -> None:

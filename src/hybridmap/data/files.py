@@ -81,7 +81,7 @@ def list_images(root: str) -> list[str]:
                     if entry.name.startswith("."):
                         continue
                     path = f"{below}/{entry.name}" if below else entry.name
-                    if entry.is_dir():
+                    if _is_directory(entry):
                         waiting.append(path)
                     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                         found.append(path)
@@ -90,11 +90,19 @@ def list_images(root: str) -> list[str]:
     return sorted(found)
 
 
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is one, or a link to one; a link that leads in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _classes_of(files: list[str], others: tuple[str, ...]) -> tuple[str, ...] | None:
     """The first-level directories, those of ``others`` besides, if every file lies in one; else None."""
     if not all("/" in path for path in files):
         return None
     names = {path.split("/", 1)[0] for path in files}
     for directory in others:
-        names.update(entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith("."))
+        names.update(entry.name for entry in os.scandir(directory) if _is_directory(entry) and not entry.name.startswith("."))
     return tuple(sorted(names))
