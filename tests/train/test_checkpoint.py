@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from hybridmap.errors import UserError
 from hybridmap.train import checkpoint
@@ -59,6 +60,29 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(BrokenFile, match="checksum differs"):
         read(path)
+
+
+@pytest.mark.parametrize("record", [{"kind": "checkpoint", "step": 12, "lr_scale": 0.5, "extra": True}, {}])
+def test_whatever_bit_is_flipped_what_is_read_is_what_was_written(tmp_path: Path, record: dict) -> None:
+    """A flipped bit of the header may pass as another step, another name, another type."""
+    path = tmp_path / "x.safetensors"
+    write(path, {"a": torch.tensor([1.0, 2.0]), "n": torch.tensor([3])}, record)
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(BrokenFile, match=r"not a whole safetensors file|does not hold what was written"):
+            read(path, ours=True)
+
+
+def test_files_of_others_need_no_checksum_unless_they_are_to_be_ours(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    tensors, record = read(tmp_path / "x.safetensors")
+    assert tensors["a"].equal(torch.ones(2))
+    assert record == {}
+    with pytest.raises(BrokenFile, match="it has no checksum"):
+        read(tmp_path / "x.safetensors", ours=True)
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:

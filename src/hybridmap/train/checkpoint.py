@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``)
 with one metadata key, ``hybridmap``: JSON with sorted keys, without times or paths, so that equal runs write equal bytes. A
-checksum of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
+checksum of all the rest and of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) 
         UserError: if the disk is full or not writable; whatever was at ``path`` before is still there.
     """
     host = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
-    text = json.dumps({**record, "checksum": _checksum(host)}, sort_keys=True)
+    record = json.loads(json.dumps(record))  # as it is going to be read
+    text = json.dumps({**record, "checksum": _checksum(host, record)}, sort_keys=True)
     with replacing(path) as temporary:
         save_file(host, temporary, metadata={METADATA: text})
 
@@ -66,11 +67,11 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the host) and metadata of a file.
+def read(path: Path, *, ours: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the host) and metadata of a file. With ``ours``, one that :func:`write` did not write is broken.
 
     Raises:
-        BrokenFile: if the file is cut off, or its tensors are not those that were written.
+        BrokenFile: if the file is cut off, or does not hold what was written.
     """
     record = read_record(path)
     if path.is_dir():
@@ -83,16 +84,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise BrokenFile(f"{path} is not a whole safetensors file ({error}); it may have been cut off") from None
-    if "checksum" in record and record["checksum"] != _checksum(tensors):
+    written = record.pop("checksum", None)
+    if written is None and ours:
+        raise BrokenFile(f"{path} does not hold what was written to it: it has no checksum")
+    if written is not None and written != _checksum(tensors, record):
         raise BrokenFile(f"{path} does not hold what was written to it: its checksum differs")
     return tensors, record
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over names and bytes, by name."""
-    total = 0
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> int:
+    """CRC-32 over the record, then over names, types, shapes and bytes, by name."""
+    total = zlib.crc32(json.dumps(record, sort_keys=True).encode())
     for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), total)
         total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return total
 
@@ -126,7 +130,7 @@ class Checkpoints:
         for path in reversed(self.paths()):
             try:
                 if extra or not read_record(path).get("extra"):
-                    read(path)
+                    read(path, ours=True)
                     return path
             except BrokenFile as error:
                 log.warning("%s; the checkpoint before it is used", error)
