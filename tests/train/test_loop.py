@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,6 +245,37 @@ def test_only_broken_checkpoints_are_a_sentence(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole; start anew with --overwrite"):
         run(toy_recipe(), tmp_path)
+
+
+def test_broken_final_weights_are_named_and_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(toy_recipe(), tmp_path)
+    whole = final(tmp_path)
+    (tmp_path / "final.safetensors").write_bytes(whole[:-1])
+    run(toy_recipe(), tmp_path)
+    assert final(tmp_path) == whole
+    assert "may have been cut off; it is written again from the last checkpoint" in caplog.text
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    (tmp_path / "final.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="cut off"):
+        run(toy_recipe(), tmp_path)
+    assert final(tmp_path) == whole[:-1], "a run without checkpoints would begin from nothing; that is not ours to decide"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_step_is_answered_like_any_other(tmp_path: Path, number: int, code: int) -> None:
+    class Asked(ToyLoader):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            os.kill(os.getpid(), number)
+            super().__init__(*arguments, **keywords)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(toy_recipe(), tmp_path / "parts", Asked)
+    assert stopped.value.code == code
+    assert "stopped at step 0 of 10" in (tmp_path / "parts" / "log.txt").read_text()
+    run(toy_recipe(), tmp_path / "parts")
+    run(toy_recipe(), tmp_path / "whole")
+    assert final(tmp_path / "parts") == final(tmp_path / "whole")
 
 
 def test_a_full_disk_stops_the_run_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

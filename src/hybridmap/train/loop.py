@@ -85,10 +85,11 @@ def train(
         # ------------------------------------------------------------------------------------------------------------- setup
         config, seed = recipe.train, recipe.seed
         world = opened.enter_context(join(device))
+        interrupts = opened.enter_context(Interrupts())  # answered at the first step
         opened.enter_context(reproducible(world.device, strict=config.deterministic))
         run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=overwrite)))
         told = opened.enter_context(speaking(run if world.is_main else None, recipe))
-        if world.on_main(run.final.exists):
+        if world.on_main(run.is_finished):
             log.info("%s is finished: nothing is left to do (--overwrite starts anew)", run.path)
             return _finished(recipe, run, world)
         facts = run_dir.environment(world.device, world.size) | dict(environment or {})
@@ -150,7 +151,6 @@ def train(
         examined_at = state.step if state.results or state.step < steps else None
 
         # -------------------------------------------------------------------------------------------------------------- loop
-        interrupts = opened.enter_context(Interrupts())
         watch, stream = Watch(state), _Stream(data)
         saver = opened.enter_context(Saver(run.checkpoints, world, sharded=world.size > 1 and config.parallel == "fsdp"))
         opened.callback(lambda: run.note_skipped(data.skipped) if world.is_main else None)
@@ -403,7 +403,7 @@ def _restore(state: TrainState, run: RunDirectory, world: World, *, extra: bool 
     path = world.on_main(lambda: run.checkpoints.newest(extra=extra))
     if path is None:
         raise UserError(f"no checkpoint in {run.checkpoints.folder} is whole; start anew with --overwrite")
-    tensors, record = checkpoint.read(path)
+    tensors, record = checkpoint.read(path, ours=True)
     state.restore(tensors, record)
     world.on_main(lambda: run.checkpoints.drop_after(state.step))
     world.on_main(lambda: run.cut_back(state.step))
@@ -443,7 +443,7 @@ def _go_back(state: TrainState, run: RunDirectory, world: World, saver: Saver, c
 
 def _finished(recipe: Recipe, run: RunDirectory, world: World) -> TrainState:
     """The state of a run that ended in an earlier launch."""
-    weights, _ = checkpoint.read(run.final)
+    weights, _ = checkpoint.read(run.final, ours=True)
     learner = recipe.learner.build()
     learner.load_state_dict(weights)
     learner.to(world.device)

@@ -14,6 +14,7 @@ log.txt            what was said
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -32,8 +33,10 @@ import torch
 from hybridmap.config import differences, from_yaml, to_yaml
 from hybridmap.errors import UserError
 from hybridmap.files import remove_leftovers, replace_file, writing
-from hybridmap.train.checkpoint import Checkpoints
+from hybridmap.train.checkpoint import BrokenFile, Checkpoints, read
 from hybridmap.train.recipe import Recipe
+
+log = logging.getLogger("hybridmap.train")
 
 _LOCK = ".lock"
 _CONTENTS = (
@@ -64,8 +67,22 @@ class RunDirectory:
 
     @property
     def final(self) -> Path:
-        """The weights of the finished run; the file is there if and only if the run is finished."""
+        """The weights of the finished run; the file is there only if the run is finished."""
         return self.path / "final.safetensors"
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to compute. Final weights that are broken are named in the log; they are there to be
+        written again where there is a checkpoint to continue from."""
+        if not self.final.exists():
+            return False
+        try:
+            read(self.final, ours=True)
+        except BrokenFile as error:
+            if not self.checkpoints.paths():
+                raise
+            log.warning("%s; it is written again from the last checkpoint", error)
+            return False
+        return True
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``. Numbers that are not finite are written as null, which JSON can say."""
