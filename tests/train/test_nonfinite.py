@@ -183,6 +183,23 @@ def test_the_culprit_may_be_a_gradient() -> None:
     assert first_culprit(root, lambda: iter([root(torch.zeros(1, 1))])) == "the gradient at root"
 
 
+def test_an_output_that_nobody_uses_has_no_gradient_to_look_at() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x.chunk(2, -1)
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.halves, self.scale = Halves(), nn.Parameter(torch.zeros(2))
+
+        def forward(self) -> torch.Tensor:
+            return self.halves(self.scale)[1].abs().sqrt().sum()
+
+    root = Root()
+    assert first_culprit(root, lambda: iter([root()])) == "the gradient at halves"
+
+
 def test_nothing_is_named_where_all_is_finite() -> None:
     chain = Chain()
     assert first_culprit(chain, lambda: iter([chain(torch.ones(1, 2))])) is None

@@ -94,8 +94,9 @@ def first_culprit(learner: nn.Module, replay: Callable[[], Iterator[Tensor]]) ->
     found: list[str] = []
     handles: list[RemovableHandle] = []
 
-    def note(what: str, tensors: Iterator[Tensor]) -> None:
-        if not found and not all(bool(t.isfinite().all()) for t in tensors):
+    def note(what: str, tensors: Iterator[Tensor | None]) -> None:
+        # The gradient of a tensor that nothing depends on is None.
+        if not found and not all(bool(t.isfinite().all()) for t in tensors if t is not None):
             found.append(what)
 
     def before(name: str) -> Callable[..., None]:
