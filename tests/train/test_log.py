@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,22 @@ def test_a_log_that_cannot_be_written_is_a_sentence(run: RunDirectory, monkeypat
         monkeypatch.setattr(handler, "stream", Full())
         with pytest.raises(UserError, match=r"no space left to write .*log\.txt"):
             logging.getLogger("hybridmap.train").info("hello")
+
+
+def test_a_board_that_cannot_be_written_is_a_sentence_and_no_traceback(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell() -> None:
+        with speaking(run, every=1, tensorboard=True) as told:
+            told.begin(0, 500)
+            for step in range(1, 500):
+                told.write(record(step))
+                shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
+
+    pytest.importorskip("tensorboard")
+    before = threading.excepthook
+    with pytest.raises(UserError, match=r"cannot write .*tensorboard \(No such file or directory\)"):
+        tell()
+    assert "Traceback" not in capsys.readouterr().err
+    assert threading.excepthook is before
+    assert logging.getLogger("hybridmap").handlers == []

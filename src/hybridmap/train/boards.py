@@ -69,16 +69,18 @@ class TensorBoard:
             self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
     def numbers(self, record: Mapping[str, Any], step: int) -> None:
-        for name, value in scalars(record).items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in scalars(record).items():
+                self._writer.add_scalar(name, value, step)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            with writing(self._folder):
+                writer.close()
 
 
 class Wandb:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,22 @@ class Silence:
 
 
 @contextmanager
+def _quiet_board() -> Iterator[None]:
+    """No traceback from TensorBoard's thread where it cannot write: the next number that it is given raises the error here."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if type(failed.thread).__module__.partition(".")[0] != "tensorboard" or not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def speaking(run: RunDirectory | None, recipe: Recipe) -> Iterator[RunLog | Silence]:
     """The log of a run, as long as the context is open. Everything said to the logger ``hybridmap`` goes to the console and to
     ``log.txt`` meanwhile; with no ``run`` (in a process that writes nothing) the loop says nothing."""
@@ -144,15 +161,17 @@ def speaking(run: RunDirectory | None, recipe: Recipe) -> Iterator[RunLog | Sile
     _ROOT.setLevel(min(level or logging.INFO, logging.INFO))
     boards: list[Board] = []
     try:
-        if recipe.train.tensorboard and TensorBoard.is_installed():
-            boards.append(TensorBoard(run.path / "tensorboard"))
-        if recipe.train.wandb:
-            boards.append(Wandb(run.path / "wandb", recipe.train.wandb, to_tree(recipe)))
-        with bar:
-            yield RunLog(run, bar, recipe.train.log_every, boards)
+        with bar, _quiet_board():
+            try:
+                if recipe.train.tensorboard and TensorBoard.is_installed():
+                    boards.append(TensorBoard(run.path / "tensorboard"))
+                if recipe.train.wandb:
+                    boards.append(Wandb(run.path / "wandb", recipe.train.wandb, to_tree(recipe)))
+                yield RunLog(run, bar, recipe.train.log_every, boards)
+            finally:
+                for board in boards:
+                    board.close()
     finally:
-        for board in boards:
-            board.close()
         _ROOT.setLevel(level)
         for handler in handlers:
             _ROOT.removeHandler(handler)
