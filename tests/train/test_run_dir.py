@@ -132,7 +132,14 @@ def test_metrics_are_cut_back_and_half_lines_dropped(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_are_swept(tmp_path: Path) -> None:
     with hold(tmp_path, toy_recipe()) as run:
         run.checkpoints.save(1, {"a": torch.ones(2)}, {})
-    for name in (".metrics.jsonl.71.tmp", "checkpoints/.step-00000002.safetensors.71.tmp", "checkpoints/.tmpAbC12x"):
+    left = (
+        ".metrics.jsonl.71.tmp",
+        "checkpoints/.step-00000002.safetensors.71.tmp",
+        "checkpoints/.tmpAbC12x",
+        "pictures/.masks.png.71.tmp",
+    )
+    for name in left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("half")
     with hold(tmp_path, toy_recipe()):
         pass

@@ -145,8 +145,8 @@ def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Iterato
         if overwrite:
             _clear(path)
         _claim(path, recipe)
-        remove_leftovers(path)
-        remove_leftovers(path / "checkpoints")
+        for folder in (path, *(path / name for name in _FOLDERS)):
+            remove_leftovers(folder)
         yield RunDirectory(path, Checkpoints(path / "checkpoints", recipe.train.keep))
 
 
