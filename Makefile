@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2] if sys.version_info >= (3, 11) else "")' 2>/dev/null)
 STAMP := $(VENV)/.installed-$(VERSION)
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-SOAK_ROUNDS ?= 10
+SOAK_ROUNDS ?= 20
+SEED ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-gpu bench soak wheel demo
@@ -58,8 +59,8 @@ check: $(STAMP) ## format, lint, types and the fast tests, under two minutes
 bench: $(STAMP) ## speed of the operators and of the loader, as ratios in one run
 	@for file in benchmarks/loader.py benchmarks/ops.py benchmarks/objectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
-soak: $(STAMP) ## the slow tests (kill -9, resume, full disk) again and again: SOAK_ROUNDS=10
-	@for round in $$(seq $(SOAK_ROUNDS)); do echo "== round $$round of $(SOAK_ROUNDS)"; $(PYTEST) -q -m slow $(ARGS) || exit 1; done
+soak: $(STAMP) ## runs killed, starved and lied to at random moments, 20 times: SOAK_ROUNDS=20 SEED=
+	$(BIN)/python scripts/soak.py --rounds $(SOAK_ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 wheel: $(STAMP) ## dist/hybridmap-*.whl, with the compiled kernels inside
 	$(BIN)/python scripts/wheel.py

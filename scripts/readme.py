@@ -1,6 +1,6 @@
 """Writes what pages show but nobody should type: numbers of the demo, times, verdicts, the list of commands, figures.
 
-python scripts/readme.py            rewrites README.md and docs/claims.md between their marks, docs/regions.png, docs/all_*.png
+python scripts/readme.py            rewrites the pages between their marks, docs/regions.png, docs/all_*.png
 python scripts/readme.py --check    exit code 1 if one of the pages would change
 python scripts/readme.py RUN        also takes the reconstructions of this run directory as docs/reconstructions.png
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/claims.md")
+PAGES = ("README.md", "docs/claims.md", "docs/reliability.md")
 PICTURE = "docs/reconstructions.png"
 COLUMNS = ("pretrained", "untrained", "difference")
 FACTS = ("shape", "dtype", "recipe", "batch", "precision", "compiled", "device", "threads", "rounds", "torch")
@@ -154,10 +154,48 @@ def of_claims(show: Callable[[dict[str, Any]], str]) -> str:
     return show(json.loads((ROOT / "results" / "claims.json").read_text()))
 
 
+def reliability() -> str:
+    """What was done to runs, what they promise, and how often they kept it."""
+    path = ROOT / "results" / "reliability.json"
+    if not path.exists():
+        return "Not measured yet: `make soak SOAK_ROUNDS=20`\n"
+    results = json.loads(path.read_text())
+    head = ("what is done", "what is promised", "kept", "same bytes", "launches", "first exit code")
+    lines = [_row(*head), "|---" * len(head) + "|"]
+    for name, found in results["scenarios"].items():
+        done = f'<a id="{name}"></a>**{name.replace("_", " ")}**: {found["done"]}'
+        kept = f"{found['kept']} of {found['rounds']}" if found["rounds"] else f"not tried: {found['not_here']}"
+        same = f"{found['same']} of {found['comparable']}" if found["comparable"] else "not comparable"
+        codes = ", ".join(f"{code} ({count})" for code, count in found["first_codes"].items())
+        lines.append(_row(done, found["promised"], kept, same, str(found["launches"]), codes))
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    broken = len(results["failures"])
+    return "\n".join(
+        [
+            f"`{results['command']}`: {results['rounds']} rounds in {results['seconds'] / 60:.0f} minutes, commit",
+            f"`{results['commit'][:12]}`, on {results['hardware']} ({results['system']}), {versions}.",
+            f"Promises that were broken: {broken}.",
+            *(f"- {failure['scenario']}, round {failure['round']}: `{failure['repeat']}`" for failure in results["failures"]),
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def sentences() -> str:
+    """What the command said in one round of each scenario where it had something to say."""
+    path = ROOT / "results" / "reliability.json"
+    found = json.loads(path.read_text())["scenarios"] if path.exists() else {}
+    return "".join(f'- {name.replace("_", " ")}: "{each["said"]}"\n' for name, each in found.items() if each["said"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": command_list,
     "demo": demo,
     "speed": speed_tables,
+    "reliability": reliability,
+    "sentences": sentences,
     **{show.__name__: partial(of_claims, show) for show in (verdicts, comparisons, grids, measured_with)},
 }
 """Name of a marked place -> what stands there."""

@@ -353,5 +353,5 @@ def test_a_worker_that_is_killed_is_replaced_and_no_sample_changes(tmp_path: Pat
 def test_workers_that_always_die_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_DEATHS", 2)
     deadly = Deadly.Config(size=8, length=10, memory=str(tmp_path), victims=(0,), always=True)
-    with pytest.raises(UserError, match="died 2 times in a row .*; often the memory .* try a smaller --data.workers, or 0"):
+    with pytest.raises(UserError, match=r"died 2 times in a row .*; often the memory .* try a smaller --data\.workers, or 0"):
         list(each(deadly.build(), 5, workers=1))

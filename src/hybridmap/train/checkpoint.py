@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file of flattened tensors (``learner.<name>``, ``optimizer.<name>.exp_avg``, ``ema.<name>``)
 with one metadata key, ``hybridmap``: JSON with sorted keys, without times or paths, so that equal runs write equal bytes. A
-checksum of all the rest and of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
+checksum of the rest and of the tensors is part of it; a checkpoint that does not match is not used, and the one before it is.
 """
 
 from __future__ import annotations
