@@ -68,6 +68,8 @@ def test_files_that_belong_together_are_replaced_together_or_not_at_all(
     ("number", "sentence"),
     [
         (errno.ENOSPC, r"there is no space left to write .*a\.txt; what was saved before is intact"),
+        (errno.EFBIG, r"cannot write .*a\.txt \(larger than a file may be here\); raise the limit"),
+        (errno.ENOENT, r"cannot write .*a\.txt \(its directory is gone\)"),
         (errno.EIO, r"cannot write .*a\.txt \(Input/output error\)"),
     ],
 )

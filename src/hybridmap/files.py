@@ -39,6 +39,12 @@ def _sentence(path: Path, error: Exception) -> UserError:
         return UserError(
             f"there is no space left to write {path}; what was saved before is intact: make room and run the same command again"
         )
+    if number == errno.EFBIG:
+        return UserError(
+            f"cannot write {path} (larger than a file may be here); raise the limit (ulimit -f), or choose another file system"
+        )
+    if number == errno.ENOENT:
+        return UserError(f"cannot write {path} (its directory is gone); was it moved or deleted?")
     reason = os.strerror(number) if number else str(error)
     if number in (errno.EEXIST, errno.ENOTDIR):
         reason = "a file stands where a directory is needed"

@@ -114,6 +114,13 @@ def test_those_of_a_stopped_run_are_extra(tmp_path: Path) -> None:
     assert steps(checkpoints) == [4, 8]
 
 
+def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    with pytest.raises(UserError, match=r"cannot write .*checkpoints \(its directory is gone\)"):
+        checkpoints.save(1, TENSORS, {})
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_newest_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     for step in (1, 2):

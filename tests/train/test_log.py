@@ -96,7 +96,7 @@ def test_a_board_that_cannot_be_written_is_a_sentence_and_no_traceback(
 
     pytest.importorskip("tensorboard")
     before = threading.excepthook
-    with pytest.raises(UserError, match=r"cannot write .*tensorboard \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"cannot write .*tensorboard \(its directory is gone\)"):
         tell()
     assert "Traceback" not in capsys.readouterr().err
     assert threading.excepthook is before

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridmap.errors import UserError
-from hybridmap.files import replacing
+from hybridmap.files import replacing, writing
 from hybridmap.train import shards
 
 log = logging.getLogger("hybridmap.train")
@@ -120,7 +120,13 @@ class Checkpoints:
         return self.folder / (f"step-{step:08d}" if sharded else f"step-{step:08d}.safetensors")
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Write the checkpoint of ``step``, then delete those that are no longer kept."""
+        """Write the checkpoint of ``step``, then delete those that are no longer kept.
+
+        Raises:
+            UserError: as :func:`write`, and if the run directory is gone: a run does not go on in one that lacks the rest.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
         write(self.path_of(step), tensors, {**record, "step": step})
         self.prune()
 
