@@ -172,7 +172,7 @@ def reliability() -> str:
     broken = len(results["failures"])
     return "\n".join(
         [
-            f"`{results['command']}`: {results['rounds']} rounds in {results['seconds'] / 60:.0f} minutes, commit",
+            f"`{results['command']}`: {results['rounds']} rounds of each in {results['seconds'] / 60:.0f} minutes, commit",
             f"`{results['commit'][:12]}`, on {results['hardware']} ({results['system']}), {versions}.",
             f"Promises that were broken: {broken}.",
             *(f"- {failure['scenario']}, round {failure['round']}: `{failure['repeat']}`" for failure in results["failures"]),

@@ -99,14 +99,14 @@ def summary(scenario: Callable[[Scene], Outcome], rounds: Sequence[dict[str, Any
     }
 
 
-def facts(options: argparse.Namespace) -> dict[str, Any]:
+def facts(seed: int, rounds: int) -> dict[str, Any]:
     """What it takes to repeat the result."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "tests/soak", "scripts/soak.py")
-    command = ["make", "soak", f"SOAK_ROUNDS={options.rounds}", f"SEED={options.seed}"]
+    command = ["make", "soak", f"SOAK_ROUNDS={rounds}", f"SEED={seed}"]
     return {
         "command": shlex.join(command),
         "commit": git("rev-parse", "HEAD") + ("+" if changed else ""),
@@ -153,9 +153,10 @@ def main() -> int:
                     print(f"  {result['said']}\n  again: {repeat}", flush=True)
                 if options.keep is None:
                     subprocess.run(["rm", "-rf", str(here)], check=False)
-    results = facts(options) | {
+    rounds = max(map(len, found.values()))
+    results = facts(options.seed, rounds) | {
         "seed": options.seed,
-        "rounds": max(map(len, found.values())),
+        "rounds": rounds,
         "seconds": round(time.monotonic() - began),
         "scenarios": {scenario.__name__: summary(scenario, found[scenario.__name__]) for scenario in scenarios},
         "failures": failures,

@@ -113,6 +113,48 @@ def test_verdicts_come_from_the_results(script: ModuleType, tmp_path: Path, monk
     assert "| ViT MAE | 50.0 [45.0, 55.0] | 40.0 [39.0, 41.0] | 120 |\n" in text
 
 
+def test_the_table_of_reliability_comes_from_the_results(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {
+        "rounds": 3,
+        "kept": 2,
+        "not_here": None,
+        "launches": 6,
+        "first_codes": {"-9": 2, "0": 1},
+        "same": 2,
+        "comparable": 2,
+    }
+    untried = {"rounds": 0, "kept": 0, "not_here": "no rights", "launches": 0, "first_codes": {}, "same": 0, "comparable": 0}
+    results = {
+        "command": "make soak SOAK_ROUNDS=3 SEED=7",
+        "commit": "0123456789abcdef",
+        "hardware": "2 cores",
+        "system": "Linux",
+        "versions": {"torch": "2.15.0"},
+        "rounds": 3,
+        "seconds": 119,
+        "scenarios": {
+            "killed_rank": kept | {"done": "kill -9.", "promised": "The same bytes.", "said": "stopped"},
+            "disk_full": untried | {"done": "No room.", "promised": "A sentence.", "said": ""},
+        },
+        "failures": [
+            {"scenario": "killed_rank", "round": 2, "repeat": "python scripts/soak.py --round 2", "what": "other bytes"}
+        ],
+    }
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reliability.json").write_text(json.dumps(results))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    text = script.page("".join(f"<!-- {n}: written by us -->\n<!-- {n}: end -->\n" for n in ("reliability", "sentences")))
+    assert "`make soak SOAK_ROUNDS=3 SEED=7`: 3 rounds of each in 2 minutes, commit\n" in text
+    assert "`0123456789ab`, on 2 cores (Linux), torch 2.15.0.\n" in text
+    assert "Promises that were broken: 1.\n- killed_rank, round 2: `python scripts/soak.py --round 2`" in text
+    assert "**killed rank**: kill -9. | The same bytes. | 2 of 3 | 2 of 2 | 6 | -9 (2), 0 (1) |" in text
+    assert "**disk full**: No room. | A sentence. | not tried: no rights | not comparable | 0 |  |" in text
+    assert '- killed rank: "stopped"' in text
+    assert "disk full: " not in text
+
+
 def test_files_that_readme_names_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).is_file(), target

@@ -450,12 +450,13 @@ def file_too_large(scene: Scene) -> Outcome:
 
 
 def directory_deleted(scene: Scene) -> Outcome:
-    """The run directory is deleted at a random moment after the first step.
+    """The run directory is deleted at a random moment after the first checkpoint.
 
     The run stops with exit code 2 and a sentence; the same command begins it again, to the same bytes.
     """
-    launch = scene.launch(faults={"slow_batch": 0.02})
-    launch.until(launch.steps)
+    rarely = ["--train.log-every", str(STEPS)] if scene.random.random() < 0.5 else []
+    launch = scene.launch(*rarely, faults={"slow_batch": 0.02})
+    launch.until(lambda: checkpoints(scene.out))
     time.sleep(scene.random.uniform(0, 0.3))
     shutil.rmtree(scene.out, ignore_errors=True)
     codes = [launch.wait()]
