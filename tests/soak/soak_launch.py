@@ -189,6 +189,12 @@ class Launch:
                     os.kill(process.pid, signal.SIGKILL)
         return self.wait()
 
+    def signal_all(self, number: int) -> None:
+        """Send a signal to what was started and to all of its group."""
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
     def wait(self) -> int:
         """Wait for the end. Returns the exit code of what was started: the first that is not 0, where there are several."""
         failed = 0

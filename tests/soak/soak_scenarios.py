@@ -398,6 +398,28 @@ def asked_rank(scene: Scene) -> Outcome:
     return Outcome(end="stopped, then continued", codes=codes, same=scene.is_same(processes=2), said=said)
 
 
+def asked_all(scene: Scene) -> Outcome:
+    """SIGTERM or SIGINT to a process and its workers at the same time (as Ctrl-C in a terminal does), or SIGTERM to all of two
+    processes that train together (torchrun passes it on), at a random moment after the first step.
+
+    A checkpoint of the last step is written, the exit code is 0 or 130 (torchrun's own is 1), and the same command continues
+    the run, to the same bytes.
+    """
+    processes = scene.random.choice([1, 2])
+    number = signal.SIGTERM if processes == 2 else scene.random.choice([signal.SIGTERM, signal.SIGINT])
+    launch = scene.launch(processes=processes, workers=2, faults={"slow_batch": 0.05})
+    launch.until(launch.steps)
+    time.sleep(scene.random.uniform(0, 0.7))
+    launch.signal_all(number)
+    codes = [launch.wait()]
+    promised = 1 if scene.anew and processes == 2 else 0 if number == signal.SIGTERM else 130
+    assert codes == [promised], launch.told()[-3000:]
+    said = launch.said("stopped at step")
+    assert checkpoints(scene.out)[-1].name.startswith(f"step-{max(launch.steps()):08d}"), "a step is lost"
+    codes.append(scene.finish(processes=processes))
+    return Outcome(end="stopped, then continued", codes=codes, same=scene.is_same(processes=processes), said=said)
+
+
 # ------------------------------------------------------------------------------------------------- files and directories
 
 
@@ -492,7 +514,7 @@ def launched_twice(scene: Scene) -> Outcome:
 
     The second launch stops with exit code 2 and a sentence; the first goes on, to the same bytes.
     """
-    first = scene.launch(faults={"slow_batch": 0.2})
+    first = scene.launch(faults={"slow_batch": 0.1})
     first.until(lambda: (scene.out / "log.txt").exists())
     second = scene.launch(anew=False)
     codes = [second.wait()]
@@ -763,6 +785,7 @@ SCENARIOS: Sequence[Callable[[Scene], Outcome]] = (
     asked_by_sigint,
     asked_twice,
     asked_rank,
+    asked_all,
     disk_full,
     file_too_large,
     directory_deleted,
