@@ -101,7 +101,8 @@ class Scene:
 
     def launch(
         self,
-        *flags: str,
+        *,
+        flags: Sequence[str] = (),
         out: Path | None = None,
         photos: Path | None = None,
         workers: int | None = None,
@@ -477,7 +478,7 @@ def directory_deleted(scene: Scene) -> Outcome:
     The run stops with exit code 2 and a sentence; the same command begins it again, to the same bytes.
     """
     rarely = ["--train.log-every", str(STEPS)] if scene.random.random() < 0.5 else []
-    launch = scene.launch(*rarely, faults={"slow_batch": 0.02})
+    launch = scene.launch(flags=rarely, faults={"slow_batch": 0.02})
     launch.until(lambda: checkpoints(scene.out))
     time.sleep(scene.random.uniform(0, 0.3))
     shutil.rmtree(scene.out, ignore_errors=True)
@@ -562,6 +563,35 @@ def checkpoint_flipped(scene: Scene) -> Outcome:
     return _break(scene, flip)
 
 
+def shard_damaged(scene: Scene) -> Outcome:
+    """Two processes share parameters and optimiser (FSDP) and are killed; a random file of the newest checkpoint, which is a
+    directory, is cut off, deleted, or one bit of it turned over.
+
+    The command names it, continues from the checkpoint before, and the bytes are the same.
+    """
+    how: dict[str, Any] = {"processes": 2, "flags": ["--train.parallel", "fsdp"]}
+    launch = scene.launch(**how, anew=False, faults={"slow_batch": 0.02}, workers=0)
+    target = scene.random.randint(3 * EVERY, STEPS - 2)
+    launch.until(lambda: target in launch.steps() and len(checkpoints(scene.out)) > 1)
+    codes = [launch.kill(everything=True)]
+    newest = checkpoints(scene.out)[-1]
+    file = scene.random.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    content = bytearray(file.read_bytes())
+    place = scene.random.randrange(len(content))
+    content[place] ^= 1 << scene.random.randrange(8)
+    kind = scene.random.choice(["cut off", "deleted", "turned over"])
+    file.unlink()
+    if kind != "deleted":
+        file.write_bytes(content[:place] if kind == "cut off" else content)
+    launch = scene.launch(**how, anew=False)
+    codes.append(launch.wait())
+    assert codes[-1] == 0, launch.told()[-3000:]
+    said = launch.said(f"{newest}.* is used")
+    return Outcome(
+        end="stopped, then continued", codes=codes, same=scene.is_same(reference=scene.undisturbed(**how)), said=said
+    )
+
+
 def checkpoints_all_broken(scene: Scene) -> Outcome:
     """Every checkpoint of a killed run is cut off at a random place.
 
@@ -579,7 +609,7 @@ def checkpoints_all_broken(scene: Scene) -> Outcome:
     said = launch.said("no checkpoint in")
     assert "Traceback" not in launch.told()
     assert checkpoints(scene.out) == found, "something was deleted"
-    again = scene.launch("--overwrite")
+    again = scene.launch(flags=["--overwrite"])
     codes.append(again.wait())
     assert codes[-1] == 0, again.told()[-3000:]
     return Outcome(end="stopped, then begun again", codes=codes, same=scene.is_same(), said=said)
@@ -793,6 +823,7 @@ SCENARIOS: Sequence[Callable[[Scene], Outcome]] = (
     launched_twice,
     checkpoint_truncated,
     checkpoint_flipped,
+    shard_damaged,
     checkpoints_all_broken,
     final_broken,
     images_damaged,

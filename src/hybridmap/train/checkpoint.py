@@ -61,8 +61,9 @@ def read_record(path: Path) -> dict[str, Any]:
         if path.is_dir():
             raise BrokenFile(f"{path} is not a whole checkpoint: it has no {shards.RECORD}") from None
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise BrokenFile(f"{path} is not a whole safetensors file ({error}); it may have been cut off") from None
+    except (SafetensorError, ValueError) as error:
+        kind = "checkpoint" if path.is_dir() else "safetensors file"
+        raise BrokenFile(f"{path} is not a whole {kind} ({error}); it may have been cut off") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 

@@ -2,7 +2,7 @@
 
     step-00001000/  shard-00001-model-00001-of-00001.safetensors ...      a file per process, of torch.distributed.checkpoint
                     record.json                                           what the file form keeps in its metadata, and the
-                                                                          checksum of every shard
+                                                                          checksums of every shard and of itself
 
 The shards are safetensors, so that nothing that is read can run code. The directory gets its name once all of it is written.
 Whoever reads it puts the tensors together, on any number of processes.
@@ -72,7 +72,8 @@ class Shards:
 
     def _finish(self, unfinished: Path, path: Path, record: Mapping[str, Any]) -> None:
         sums = {shard.name: _sum_of(shard) for shard in sorted(unfinished.glob("*.safetensors"))}
-        replace_file(unfinished / RECORD, json.dumps({**record, "shards": sums}, sort_keys=True))
+        record = json.loads(json.dumps({**record, "shards": sums}))  # as it is going to be read
+        replace_file(unfinished / RECORD, json.dumps({**record, "checksum": _sum_of_record(record)}, sort_keys=True))
         for shard in unfinished.iterdir():
             with shard.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -108,7 +109,10 @@ def read_record(path: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
         OSError: if it is missing.
     """
-    return json.loads((path / RECORD).read_text())
+    record = json.loads((path / RECORD).read_text())
+    if not isinstance(record, dict) or record.pop("checksum", None) != _sum_of_record(record):
+        raise ValueError(f"the checksum of its {RECORD} differs")
+    return record
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -133,6 +137,10 @@ def read(path: Path) -> dict[str, Tensor]:
         warnings.simplefilter("ignore")  # that one process reads what many wrote, which is meant
         load(tensors, storage_reader=source, no_dist=True)
     return tensors
+
+
+def _sum_of_record(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _sum_of(path: Path) -> int:
