@@ -139,6 +139,17 @@ def test_a_damaged_shard_gives_way_to_the_checkpoint_before(
     assert "the checkpoint before it is used" in caplog.text
 
 
+def test_whatever_bit_of_a_record_is_flipped_it_is_noticed(alone_together: None, tmp_path: Path) -> None:
+    path = sharded(tmp_path, 5, 1.0)
+    content = (path / "record.json").read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        (path / "record.json").write_bytes(changed)
+        with pytest.raises(BrokenFile, match="is not a whole checkpoint"):
+            read_record(path)
+
+
 def test_sharded_checkpoints_are_pruned_and_dropped_as_files_are(alone_together: None, tmp_path: Path) -> None:
     paths = [sharded(tmp_path, step, 1.0) for step in (1, 2, 3, 4)]
     checkpoints = Checkpoints(tmp_path, keep=2)
