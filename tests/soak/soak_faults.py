@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
@@ -67,21 +66,25 @@ def poison(place: str, how_long: str, step: int) -> None:
     "once" and "always" know the step by the batch, so that a run that goes back or continues meets the fault again where it
     was; "for a while" counts, as a fault of the machine would.
     """
-    healthy = MAP.forward
+    healthy, load = MAP.forward, Loader._batch
     keys = [hash_ints(0, s) for s in range(1000)]
     met = 0
 
-    def forward(self: Any, batch: Any) -> Any:
+    def bad(step_key: int) -> bool:
         nonlocal met
-        now = keys.index(batch.step_key)
-        met += how_long == "for a while" and now >= step
-        bad = {"once": now == step, "for a while": 0 < met <= _A_WHILE and now >= step, "always": now >= step}[how_long]
-        if not bad:
+        now = keys.index(step_key)
+        met += now >= step
+        return {"once": now == step, "for a while": now >= step and met <= _A_WHILE, "always": now >= step}[how_long]
+
+    def spoilt(self: Any, views: Any, step_key: int) -> Any:
+        batch = load(self, views, step_key)
+        if bad(step_key):
+            batch.inputs[0] = torch.nan
+        return batch
+
+    def forward(self: Any, batch: Any) -> Any:
+        if not bad(batch.step_key):
             return healthy(self, batch)
-        if place == "batch":
-            inputs = batch.inputs.clone()
-            inputs[0] = torch.nan
-            return healthy(self, dataclasses.replace(batch, inputs=inputs))
         layer = self.backbone.layers[1]
         if place == "activation":
             right = layer.forward
@@ -100,7 +103,10 @@ def poison(place: str, how_long: str, step: int) -> None:
         handles.append(weight.register_hook(spoil))
         return healthy(self, batch)
 
-    MAP.forward = forward
+    if place == "batch":
+        Loader._batch = spoilt
+    else:
+        MAP.forward = forward
 
 
 faults = json.loads(os.environ.get("SOAK_FAULTS", "{}"))
