@@ -163,7 +163,7 @@ def reliability() -> str:
     head = ("what is done", "what is promised", "kept", "same bytes", "launches", "first exit code")
     lines = [_row(*head), "|---" * len(head) + "|"]
     for name, found in results["scenarios"].items():
-        done = f'<a id="{name}"></a>**{name.replace("_", " ")}**: {found["done"]}'
+        done = f"**{name.replace('_', ' ')}**: {found['done']}"
         kept = f"{found['kept']} of {found['rounds']}" if found["rounds"] else f"not tried: {found['not_here']}"
         same = f"{found['same']} of {found['comparable']}" if found["comparable"] else "not comparable"
         codes = ", ".join(f"{code} ({count})" for code, count in found["first_codes"].items())
@@ -176,6 +176,7 @@ def reliability() -> str:
             f"`{results['commit'][:12]}`, on {results['hardware']} ({results['system']}), {versions}.",
             f"Promises that were broken: {broken}.",
             *(f"- {failure['scenario']}, round {failure['round']}: `{failure['repeat']}`" for failure in results["failures"]),
+            *([results["note"]] if "note" in results else []),
             "",
             *lines,
             "",
