@@ -275,8 +275,11 @@ def test_workers_outlive_signals_that_the_training_process_answers(photos: Path)
     for _ in range(2):  # one answer of each worker: both have started, hence know what to do with a signal
         list(next(run))
     for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGINT)
-        os.kill(child.pid, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGTERM):
+            os.kill(child.pid, number)
+    time.sleep(0.2)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGTERM)  # the same one again, passed on by the launcher
     time.sleep(0.2)
     assert sum(len(list(micro_batches)) for micro_batches in run) == 48
 

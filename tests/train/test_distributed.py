@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from train_child import wait_for
 from train_toy import ToyExam, ToyLearner, ToyLoader, toy_recipe
 
 from hybridmap.config import override
 from hybridmap.errors import UserError
 from hybridmap.train import LAMB, SGD, Muon, read_weights, train
-from hybridmap.train.distributed import World, choose_device
+from hybridmap.train.distributed import World, choose_device, of_this_launch, restarted
 
 
 def plain_recipe(**train: Any) -> Any:
@@ -24,9 +27,13 @@ def plain_recipe(**train: Any) -> Any:
     return toy_recipe(learner=ToyLearner.Config(), **({"steps": 20, "accumulate": 2, "clip": 1.0, "ema": 0.5} | train))
 
 
-def losses(out: Path) -> torch.Tensor:
+def numbers(out: Path, name: str) -> torch.Tensor:
     whole = [line for line in (out / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-    return torch.tensor([json.loads(line)["loss"] for line in whole])
+    return torch.tensor([json.loads(line)[name] for line in whole])
+
+
+def losses(out: Path) -> torch.Tensor:
+    return numbers(out, "loss")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,20 @@ def test_two_processes_train_what_one_does(launch: Any, alone: Path, tmp_path: P
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
     assert "toy/error" in json.loads((tmp_path / "run" / "summary.json").read_text())["exams"]
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 4)])
+def test_a_batch_is_the_same_batch_however_it_is_divided(
+    launch: Any, alone: Path, tmp_path: Path, size: int, accumulate: int
+) -> None:
+    out = tmp_path / "run"
+    together(launch, plain_recipe(accumulate=accumulate), out, size)
+    torch.testing.assert_close(losses(out), losses(alone), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(numbers(out, "lr"), numbers(alone, "lr"), rtol=0, atol=0)
+    torch.testing.assert_close(numbers(out, "grad_norm"), numbers(alone, "grad_norm"), rtol=1e-4, atol=1e-6)
+    share = 8 // (size * accumulate)
+    told = f"global batch 8 = {size} process{'es' * (size > 1)} x {accumulate} micro-step{'s' * (accumulate > 1)} x {share}"
+    assert f"{told}; lr 0.01, as set" in (out / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("optim", [Muon.Config(lr=1e-2, matrix_lr=2.0), LAMB.Config(lr=1e-2), SGD.Config(lr=1e-2)])
@@ -113,11 +134,55 @@ def test_non_finite_steps_are_skipped_by_both_processes(launch: Any, tmp_path: P
     assert json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[3])["skipped"] is True
 
 
+def test_a_launch_does_not_read_what_an_earlier_one_wrote() -> None:
+    store = dist.HashStore()
+    for launch in ("first", "second, with another number of processes", "third"):
+        size = 3 if launch != "third" else 2
+        with ThreadPoolExecutor(size) as pool:
+            parts = list(pool.map(lambda rank, size=size: of_this_launch(store, rank, size), range(size)))
+        parts[0].set("address", launch)
+        assert [part.get("address") for part in parts] == [launch.encode()] * size
+        assert not parts[-1].check(["other"])
+        parts[-1].set("other", "")
+
+
+def test_processes_that_do_not_come_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridmap.train.distributed._PATIENCE", timedelta(seconds=0.1))
+    with pytest.raises(UserError, match=r"of 4 processes, 3 have not come \(the first is rank 1\)"):
+        of_this_launch(dist.HashStore(), 0, 4)
+
+
 def test_a_world_of_one_does_nothing() -> None:
     world = World(rank=0, size=1, device=torch.device("cpu"))
     assert world.mean(torch.tensor(3.0)) == 3.0
     assert world.gather("x") == ["x"]
     assert world.on_main(lambda: 5) == 5
+
+
+def test_the_local_rank_chooses_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto", 3) == torch.device("cuda", 3)
+    assert choose_device("cuda:1", 3) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="GPU 4 was asked for, but there are 4"):
+        choose_device("cuda", 4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "again"),
+    [
+        ({}, False),
+        ({"TORCHELASTIC_RESTART_COUNT": "0"}, False),
+        ({"TORCHELASTIC_RESTART_COUNT": "2"}, True),
+        ({"SLURM_RESTART_COUNT": "1"}, True),
+    ],
+)
+def test_a_launch_knows_that_it_is_a_restart(environment: dict[str, str], again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert restarted() is again
 
 
 def test_devices_that_are_not_there_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from hybridmap.train.interrupt import Interrupts, exit_code
 
+SCHEDULERS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+
+@pytest.mark.parametrize(("number", "code"), [*((number, 0) for number in SCHEDULERS), (signal.SIGINT, 130)])
 def test_a_first_signal_is_noted(number: int, code: int) -> None:
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
@@ -18,6 +20,13 @@ def test_a_first_signal_is_noted(number: int, code: int) -> None:
         assert interrupts.received == number
         assert exit_code(number) == code
     assert signal.getsignal(number) is before
+
+
+def test_an_echo_of_the_first_signal_is_no_second_one() -> None:
+    with Interrupts(echo_s=60.0) as interrupts:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert interrupts.received == signal.SIGUSR1
 
 
 def test_outside_the_main_thread_signals_stay_as_they_are() -> None:

@@ -104,6 +104,8 @@ def test_the_rate_follows_the_batch_unless_it_is_absolute() -> None:
     assert AdamW.Config(base_lr=1.5e-4, base_batch=256).build().lr(4096) == pytest.approx(2.4e-3)
     assert AdamW.Config(base_lr=5e-4, base_batch=512).build().lr(8192) == pytest.approx(8e-3)
     assert AdamW.Config(lr=1e-3, base_lr=1.0).build().lr(4096) == 1e-3
+    assert AdamW.Config(base_lr=1.5e-4).build().tell_lr(4096) == "lr 0.0024 = 0.00015 x 4096 / 256"
+    assert AdamW.Config(lr=1e-3).build().tell_lr(4096) == "lr 0.001, as set"
 
 
 def test_layer_decay_needs_layers() -> None:

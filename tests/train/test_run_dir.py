@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,37 @@ def test_a_second_launch_in_one_directory_is_refused(tmp_path: Path) -> None:
         pass
     with hold(tmp_path, toy_recipe()):
         pass
+
+
+def test_a_restarted_launch_waits_for_the_one_that_is_dying(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        dying = threading.Timer(0.3, lock.close)
+        dying.start()
+        with hold(tmp_path, toy_recipe(), wait_s=30):
+            assert lock.closed
+        dying.join()
+
+
+def test_waiting_for_a_living_launch_ends(tmp_path: Path) -> None:
+    with (
+        hold(tmp_path, toy_recipe()),
+        pytest.raises(UserError, match="another process is training"),
+        hold(tmp_path, toy_recipe(), wait_s=0.2),
+    ):
+        pass
+
+
+def test_a_file_system_without_locks_is_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with hold(tmp_path, toy_recipe()):
+        pass
+    assert f"the file system of {tmp_path} has no locks (No locks available)" in caplog.text
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:

@@ -25,12 +25,19 @@ def test_steps_compress_the_schedule_of_the_epochs() -> None:
     assert (steps, epochs) == (200, 300)
 
 
+def test_the_batch_says_how_it_is_divided() -> None:
+    config = TrainConfig(batch_size=4096, accumulate=4)
+    assert config.tell_batch(8) == "global batch 4096 = 8 processes x 4 micro-steps x 128"
+    assert TrainConfig(batch_size=64).tell_batch(1) == "global batch 64 = 1 process x 1 micro-step x 64"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"batch_size": 0}, r"train\.batch_size must be at least 1, got 0"),
         ({"steps": 0}, r"train\.steps must be at least 1, got 0"),
         ({"epochs": -1.0}, r"train\.epochs must be more than 0"),
+        ({"patience": 0.0}, r"train\.patience must be more than 0"),
         ({"ema": 1.0}, r"train\.ema must lie between 0 and 1"),
     ],
 )

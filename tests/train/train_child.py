@@ -6,15 +6,31 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_toy import ToyLoader
+from train_toy import ToyExam, ToyLearner, ToyLoader
 
+from hybridmap.config import trusted_modules
 from hybridmap.errors import UserError
 from hybridmap.train import Recipe, checkpoint, train
+
+trusted_modules.add("train_child")
+
+
+class SlowExam(ToyExam):
+    """An exam that takes its time."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ToyExam.Config):
+        seconds: float = 1.0
+
+    def __call__(self, learner: ToyLearner, device: torch.device) -> dict[str, float]:
+        time.sleep(self.config.seconds)
+        return super().__call__(learner, device)
 
 
 def run(
@@ -27,6 +43,9 @@ def run(
     size: int = 1,
     port: int = 0,
     mute: bool = True,
+    hang: tuple[int, int] | None = None,
+    fail: tuple[int, int] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> None:
     """Train, and end as the command line would.
 
@@ -37,6 +56,8 @@ def run(
         slow_write: the step whose checkpoint is written by half, and then waited with until the end of time.
         rank, size, port: what ``torchrun`` would put into the environment.
         mute: do not repeat the log on the console.
+        hang, fail: (rank, step) whose data never come, or cannot be had.
+        environment: further variables.
     """
     torch.set_num_threads(1)
     if mute:
@@ -45,10 +66,14 @@ def run(
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
 
+    os.environ.update(environment or {})
+
     class SlowLoader(ToyLoader):
         def __iter__(self) -> Iterator[Any]:
-            for step in super().__iter__():
-                time.sleep(sleep)
+            for number, step in enumerate(super().__iter__(), self.start_step):
+                time.sleep(3600 if hang == (self.rank, number) else sleep)
+                if fail == (self.rank, number):
+                    raise ConnectionError("the data are gone")
                 yield step
 
     save_file = checkpoint.save_file

@@ -14,6 +14,7 @@ workers sees the same samples. Where the data are asked for several views, each 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -66,6 +67,9 @@ def permutation(seed: int, epoch: int, length: int, blocks: tuple[int, ...] | No
     return np.concatenate([generator.permutation(run) for run in runs])
 
 
+_ECHO_S = 5.0
+"""Within this time of the first SIGTERM, further ones are the same one."""
+
 Request = tuple[list[int], list[int], int | None, bool]
 """(indices, keys, view, substitute): what a worker is asked for."""
 
@@ -117,13 +121,20 @@ def _whole(samples: Any) -> Any:
 
 
 def _start_worker(number: int) -> None:
-    """Leave Ctrl-C, and the first SIGTERM sent to the whole group, to the training process: it saves before it goes."""
+    """Leave what is sent to the whole group to the training process, which saves before it goes. A worker is ended only by a
+    SIGTERM that comes later than an echo of the first: the launcher passes on what the scheduler has sent to all processes."""
+    first: list[float] = []
 
-    def first_time(received: int, frame: Any) -> None:
-        signal.signal(received, signal.SIG_DFL)
+    def note(received: int, frame: Any) -> None:
+        first.append(time.monotonic())
+        if first[-1] - first[0] > _ECHO_S:
+            signal.signal(received, signal.SIG_DFL)
+            os.kill(os.getpid(), received)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, first_time)
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, note)
 
 
 class _WorkerDied(Exception):

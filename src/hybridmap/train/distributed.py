@@ -1,27 +1,32 @@
 """One process or many: the few places where it makes a difference.
 
-Started by ``torchrun``, every process is a rank of a :class:`World`; started alone, it is a world of one, and everything here
-does nothing.
+Started by ``torchrun``, or as one of several tasks by SLURM's ``srun``, every process is a rank of a :class:`World`; started
+alone, it is a world of one, and everything here does nothing.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hybridmap.errors import UserError
+from hybridmap.train import slurm
 from hybridmap.types import Batch
 
 T = TypeVar("T")
@@ -163,7 +168,12 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def join(device: str = "auto") -> Iterator[World]:
-    """The world of this process, as long as the context is open; ``torchrun``'s environment says whether it has peers."""
+    """The world of this process, as long as the context is open; variables of ``torchrun`` or SLURM say whether it has peers.
+
+    Raises:
+        UserError: if there is no such device, or SLURM's variables are not whole.
+    """
+    os.environ.update(slurm.torchrun_variables(os.environ))
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
     chosen = choose_device(device, local)
     if chosen.type == "cuda":
@@ -171,12 +181,49 @@ def join(device: str = "auto") -> Iterator[World]:
     starts = size > 1 and not dist.is_initialized()
     if starts:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE, device_id=chosen if chosen.type == "cuda" else None)
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=_PATIENCE))
+        place: dict[str, Any] = {"rank": rank, "world_size": size, "device_id": chosen if chosen.type == "cuda" else None}
+        dist.init_process_group(backend, store=of_this_launch(store, rank, size), timeout=_PATIENCE, **place)
     try:
         yield World(rank=rank, size=size, device=chosen)
     finally:
         if starts:
             dist.destroy_process_group()
+
+
+def of_this_launch(store: Store, rank: int, size: int) -> Store:
+    """The part of a store that no earlier launch has written to.
+
+    ``torchrun`` keeps one store over all its restarts, with the addresses of processes that are gone, and does not tell a
+    restart for another number of nodes from the start before it. So each process says a word that nobody has said before, and
+    the first one answers that word with the name of this launch.
+
+    Raises:
+        UserError: if not all processes come.
+    """
+    word = uuid4().hex
+    if rank > 0:
+        store.set(f"hello/{rank}", word)
+        launch = store.get(f"welcome/{word}").decode()
+        store.set(f"met/{launch}/{rank}", "")
+        return PrefixStore(launch, store)
+    missing, end = set(range(1, size)), time.monotonic() + _PATIENCE.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
+        missing = {other for other in missing if not store.check([f"met/{word}/{other}"])}
+        if missing and time.monotonic() > end:
+            raise UserError(
+                f"of {size} processes, {len(missing)} have not come (the first is rank {min(missing)}); look at their logs"
+            )
+        time.sleep(0.01)
+    return PrefixStore(word, store)
+
+
+def restarted() -> bool:
+    """Whether this is not the first launch by its launcher: ``torchrun --max-restarts``, or a job that SLURM has requeued."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 _TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

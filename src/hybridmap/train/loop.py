@@ -21,7 +21,8 @@ from hybridmap.config import to_tree
 from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
 from hybridmap.train import checkpoint, run_dir
-from hybridmap.train.distributed import World, join, unsynchronised, whole
+from hybridmap.train.distributed import World, join, restarted, unsynchronised, whole
+from hybridmap.train.heartbeat import Heartbeat
 from hybridmap.train.interrupt import Interrupts, exit_code
 from hybridmap.train.log import RunLog, Silence, speaking
 from hybridmap.train.nonfinite import Watch, first_culprit, put_back
@@ -40,6 +41,10 @@ _PATIENCE = {"fp32": 3, "bf16": 3, "fp16": 20}
 """Non-finite steps in a row before the run goes back; in fp16 the first ones only mean that the loss is scaled too far up."""
 _CLEAN_PASSES = 200
 """Batches over which a learner settles before it is used (fewer, where the run had fewer)."""
+_ECHO_S = 5.0
+"""Within this time of the first signal, further ones are the same one, passed on by a launcher."""
+_DYING_S = 120.0
+"""How long a restarted launch waits for what is left of the one before to let go of the run directory."""
 _LEAST_LR_SCALE = 2.0**-6
 """A run that would reduce its learning rate further than this has another problem."""
 
@@ -79,19 +84,23 @@ def train(
 
     Raises:
         UserError: for whatever a user can mend; the last checkpoint is intact.
-        SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is written.
+        SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is written; with code 75 where another process is
+            gone, or nothing moves any more.
     """
     with ExitStack() as opened:
         # ------------------------------------------------------------------------------------------------------------- setup
         config, seed = recipe.train, recipe.seed
         world = opened.enter_context(join(device))
-        interrupts = opened.enter_context(Interrupts())  # answered at the first step
+        interrupts = opened.enter_context(Interrupts(echo_s=_ECHO_S if world.size > 1 else 0.0))  # answered at the first step
         opened.enter_context(reproducible(world.device, strict=config.deterministic))
-        run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=overwrite)))
+        again = restarted()
+        anew, patience = overwrite and not again, _DYING_S if again else 0.0
+        run = world.on_main(lambda: opened.enter_context(run_dir.hold(out, recipe, overwrite=anew, wait_s=patience)))
         told = opened.enter_context(speaking(run if world.is_main else None, recipe))
         if world.on_main(run.is_finished):
             log.info("%s is finished: nothing is left to do (--overwrite starts anew)", run.path)
             return _finished(recipe, run, world)
+        mark = opened.enter_context(Heartbeat(run.path, world, config.patience))
         facts = run_dir.environment(world.device, world.size) | dict(environment or {})
         world.on_main(lambda: run.write_json("environment.json", facts))
 
@@ -145,6 +154,7 @@ def train(
             size = sum(value.numel() for value in trained)
             passes = steps * config.batch_size / len(data.dataset)
             log.info("training %s parameters for %d steps (%.4g epochs) in %s", f"{size:,}", steps, passes, run.path)
+        log.info("%s; %s", config.tell_batch(world.size), optim.tell_lr(config.batch_size))
         eval_every = config.exam_interval(steps, epochs)
         save_every = config.checkpoint_every or min(math.ceil(steps / 20), 1000)
         saved_at = state.step if resuming else None
@@ -178,6 +188,7 @@ def train(
                     for micro, batch in enumerate(stream.next()):
                         yield forward(unsynchronised(model), batch, step, micro)[0]
 
+                mark("going back", state.step)
                 _go_back(state, run, world, saver, first_culprit(learner, replay))
                 watch.take_losses()
                 stream.open(state.step, steps)
@@ -187,10 +198,13 @@ def train(
 
             # once in a while: examine, write down, save, stop
             if exam_due:
+                mark("an exam", state.step)
                 state.results = _examine(recipe, state, world, told, clean_batches)
                 examined_at = state.step
             if record is not None:
                 told.write(record | (state.results if exam_due else {}))
+            if save_due or asked:
+                mark("saving", state.step)
             if save_due and (done or not state.bad_in_row):
                 score = _score(config.best, state, exam_due, watch)
                 saver.save(state, state.record() | {"score": score, "extra": False})
@@ -214,11 +228,15 @@ def train(
                 learner.follow(state.ema, state.step / steps)  # type: ignore[operator]
             before = [buffer.clone() for buffer in learner.buffers()]
             portions: list[dict[str, Tensor]] = []
+            mark("waiting for data", state.step)
             for micro, batch in enumerate(stream.next()):
+                mark("forward and backward", state.step)
                 with world.accumulating(model, last=micro == config.accumulate - 1):
                     total, parts = forward(model, batch, state.step, micro)
                     scaler.scale(total / config.accumulate).backward()
                 portions.append({"loss": total.detach()} | {f"loss_{name}": part.detach() for name, part in parts.items()})
+                mark("waiting for data", state.step)
+            mark("exchanging gradients and numbers", state.step)
             if (record := watch.receive()) is not None:
                 told.write(record)
             if state.bad_in_row >= _PATIENCE[config.precision]:
@@ -244,6 +262,7 @@ def train(
             watch.send(seen | {"grad_norm": norm, "skipped": bad}, {"step": state.step, "lr": lr} | pace)
 
         # ------------------------------------------------------------------------------------------------------------ finish
+        mark("finishing", state.step)
         skipped = {path: reason for images in world.gather(data.skipped) for path, reason in images.items()}
         ending = {"steps": steps, "skipped_steps": state.skipped_steps, "lr_scale": state.lr_scale, "exams": state.results}
         weights = state.weights(keep=world.is_main)

@@ -71,6 +71,13 @@ class Optimizer(Configurable):
         c = self.config
         return c.lr if c.lr is not None else c.base_lr * batch_size / c.base_batch
 
+    def tell_lr(self, batch_size: int) -> str:
+        """Where :meth:`lr` comes from, in words."""
+        c, lr = self.config, self.lr(batch_size)
+        if c.lr is not None:
+            return f"lr {lr:.4g}, as set"
+        return f"lr {lr:.4g} = {c.base_lr:.4g} x {batch_size} / {c.base_batch}"
+
     def rules(self, learner: nn.Module) -> dict[str, Rule]:
         """Parameter name -> rule, for every parameter that is trained.
 

@@ -60,6 +60,9 @@ class TrainConfig(Config):
     """Write TensorBoard's files too, where it is installed."""
     wandb: str | None = None
     """Project of Weights & Biases that the run is shown in, offline where nobody is logged in; None = in none."""
+    patience: float = 600.0
+    """With several processes: seconds without progress, outside of exams and checkpoints, after which all give up and say which
+    one hangs."""
     deterministic: bool = False
     """Only deterministic algorithms, for equal bytes on a GPU; on a CPU they are used anyway."""
 
@@ -77,7 +80,7 @@ class TrainConfig(Config):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"train.{name} must be at least 1, got {value}")
-        for name in ("epochs", "clip", "eval_epochs"):
+        for name in ("epochs", "clip", "eval_epochs", "patience"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"train.{name} must be more than 0, got {value}")
@@ -85,6 +88,12 @@ class TrainConfig(Config):
             raise UserError("train.cuda_graphs replays compiled steps: set train.compile too")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"train.ema must lie between 0 and 1, got {self.ema}")
+
+    def tell_batch(self, processes: int) -> str:
+        """How the global batch is divided, in words."""
+        share = self.batch_size // (processes * self.accumulate)
+        ranks = f"{processes} process{'es' * (processes > 1)}"
+        return f"global batch {self.batch_size} = {ranks} x {self.accumulate} micro-step{'s' * (self.accumulate > 1)} x {share}"
 
     def length(self, samples: int) -> tuple[int, float]:
         """(optimiser steps, epochs of the schedule) of a run over ``samples`` samples per epoch.

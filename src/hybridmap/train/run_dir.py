@@ -9,6 +9,7 @@ summary.json       how it ended: steps, exams
 results.json       tables of the exams, as the report shows them
 skipped.json       images that could not be read, with the reason
 log.txt            what was said
+heartbeats/        of several processes: where each of them is, or was when it stopped
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,9 +53,9 @@ _CONTENTS = (
     "report.html",
 )
 """Files of a run directory, besides those of its folders."""
-_FOLDERS = {"checkpoints": "step-*", "tensorboard": "events.out.tfevents.*", "pictures": "*.png"}
+_FOLDERS = {"checkpoints": "step-*", "tensorboard": "events.out.tfevents.*", "pictures": "*.png", "heartbeats": "rank-*"}
 """Folders of a run directory -> the files in them that are a run's."""
-_HARMLESS = (".workers", "train.log_every", "train.keep", "train.tensorboard", "train.wandb")
+_HARMLESS = (".workers", "train.log_every", "train.keep", "train.tensorboard", "train.wandb", "train.patience")
 """Fields (by the end of their name) that change no result, so that a run may be continued with other values."""
 _PACKAGES = ("hybridmap", "torch", "torchvision", "timm", "numpy", "safetensors", "triton", "pillow")
 
@@ -125,8 +127,8 @@ class RunDirectory:
 
 
 @contextmanager
-def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Iterator[RunDirectory]:
-    """Open (or make) the run directory ``out`` for ``recipe`` and hold its lock.
+def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False, wait_s: float = 0.0) -> Iterator[RunDirectory]:
+    """Open (or make) the run directory ``out`` for ``recipe`` and hold its lock, for which it waits up to ``wait_s`` seconds.
 
     Raises:
         UserError: if another process holds it, if it is of another recipe, if it is no run directory but holds something, or if
@@ -141,7 +143,7 @@ def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Iterato
     with writing(path):
         lock = (path / _LOCK).open("a")
     with lock:
-        _lock(lock, path)
+        _lock(lock, path, wait_s)
         if overwrite:
             _clear(path)
         _claim(path, recipe)
@@ -150,16 +152,29 @@ def hold(out: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Iterato
         yield RunDirectory(path, Checkpoints(path / "checkpoints", recipe.train.keep))
 
 
-def _lock(file: IO[str], path: Path) -> None:
-    """Lock the open file until it is closed; forked children let go of it, so that they cannot keep a dead run locked."""
+def _lock(file: IO[str], path: Path, wait_s: float) -> None:
+    """Lock the open file until it is closed; forked children let go of it, so that they cannot keep a dead run locked.
+
+    Raises:
+        UserError: if another process still holds it after ``wait_s`` seconds.
+    """
     if os.name != "posix":
         return
     import fcntl
 
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another process is training in {path}; wait for it to end, or choose another --out") from None
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise UserError(f"another process is training in {path}; wait for it to end, or choose another --out") from None
+            time.sleep(0.1)
+        except OSError as error:
+            told = "the file system of %s has no locks (%s): take care that no other launch writes there at the same time"
+            log.warning(told, path, error.strerror)
+            return
     os.register_at_fork(after_in_child=file.close)
 
 
