@@ -88,7 +88,7 @@ def test_a_board_that_cannot_be_written_is_a_sentence_and_no_traceback(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tell() -> None:
-        with speaking(run, every=1, tensorboard=True) as told:
+        with speaking(run, toy_recipe(tensorboard=True)) as told:
             told.begin(0, 500)
             for step in range(1, 500):
                 told.write(record(step))
