@@ -14,7 +14,7 @@ SOAK_ROUNDS ?= 20
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-gpu bench soak wheel demo
+.PHONY: help setup check test test-long test-gpu bench soak wheel demo
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -43,6 +43,9 @@ demo: $(STAMP) ## the first minutes: pretrain on bundled photographs, look, comp
 
 test: $(STAMP) ## every test (those for a GPU are skipped where there is none)
 	$(PYTEST) $(ARGS)
+
+test-long: $(STAMP) ## the tests that take a minute or more each: several nodes, every scenario of the soak
+	HYBRIDMAP_LONG=1 $(BIN)/python -m pytest tests/soak tests/cli/test_processes.py tests/test_cluster_page.py $(ARGS)
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -51,6 +52,7 @@ def test_scripts_are_shell(script: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("HYBRIDMAP_LONG"), reason="a minute or more: make test-long")
 @pytest.mark.parametrize("words", LOCAL, ids=range(len(LOCAL)))
 def test_lines_for_one_machine_run(
     words: list[str], photo_folder: Path, unchecked_environment: dict[str, str], tmp_path: Path

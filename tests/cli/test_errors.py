@@ -196,9 +196,10 @@ def test_a_run_without_weights_and_what_is_no_run(refused, pretrained: Path, pho
     assert "did you mean mambar_tiny_patch16_224" in refused("knn", "mambar_tiny_patch16")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.yaml").write_text((pretrained / "recipe.yaml").read_text())
-    assert "holds neither final.safetensors nor a whole checkpoint" in refused("report", tmp_path / "begun")
+    words = "reconstruct", tmp_path / "begun", image, "-o", out
+    assert "holds neither final.safetensors nor a whole checkpoint" in refused(*words)
     (tmp_path / "begun" / "recipe.yaml").write_text("type: os:system\n")
-    assert "is not of hybridmap" in refused("report", tmp_path / "begun")
+    assert "is not of hybridmap" in refused(*words)
 
 
 def test_a_run_of_the_other_kind(refused, pretrained: Path, classifier: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from hybridmap.cli import main
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.skipif(not os.environ.get("HYBRIDMAP_LONG"), reason="a minute or more: make test-long")
 
 STEPS = 30
 
@@ -110,6 +111,7 @@ def rank_of(out: Path, rank: int) -> dict[str, Any]:
     return json.loads((out / "heartbeats" / f"rank-{rank:05d}").read_text().splitlines()[0])
 
 
+@LONG
 def test_two_nodes_give_the_losses_of_one_process(
     photo_folder: Path, uninterrupted: Path, unchecked_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_a_killed_worker_is_started_again_and_the_bytes_are_those_of_an_undistur
         assert re.search(rf"ERROR rank {victim} on \S+ died at step \d+, in the phase", log)
 
 
+@LONG
 def test_a_run_of_two_nodes_goes_on_with_the_one_that_is_left(
     photo_folder: Path, uninterrupted: Path, unchecked_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_packing_again_gives_equal_bytes_and_an_interrupted_pack_goes_on(album: 
     assert contents(out) == contents(tmp_path / "once")
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(album: Path, tmp_path: Path) -> None:
     packed(album, tmp_path / "one", "--images-per-shard", "8")
     packed(album, tmp_path / "two", "--images-per-shard", "8", "--jobs", "2")

@@ -21,7 +21,14 @@ from hybridmap.objectives.arm import ARMDecoder, ClusterAR
 from hybridmap.objectives.base import Objective
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
-from hybridmap.report.compare import Entry, images_for, reconstruct, settings_that_differ, write_comparison
+from hybridmap.report.compare import (
+    Entry,
+    environments_that_differ,
+    images_for,
+    reconstruct,
+    settings_that_differ,
+    write_comparison,
+)
 from hybridmap.tasks.classification import Classification
 from hybridmap.tokens.masking import Random, Sequential
 from hybridmap.tokens.regions import Clusters
@@ -148,6 +155,20 @@ def test_settings_are_told_where_they_differ() -> None:
     assert found["learner.backbone"][0].startswith("HybridNet(layout=MT")
     assert found["learner.backbone.scan"] == ["row", "cluster(2)"]
     assert "learner.backbone.embed_dim" not in found
+
+
+def test_environments_are_told_where_they_differ(tmp_path: Path) -> None:
+    facts = {"commit": "abc", "device": "cpu", "versions": {"torch": "2.15.0"}, "command": ["one"], "kernels": {"scan": "C++"}}
+    other = facts | {"versions": {"torch": "2.14.0"}, "command": ["two"], "threads": 4}
+    for name, told in (("a", facts), ("b", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environment.json").write_text(json.dumps(told))
+    assert environments_that_differ([tmp_path / "a", tmp_path / "b"]) == {
+        "threads": ["-", "4"],
+        "versions.torch": ["2.15.0", "2.14.0"],
+    }
+    assert environments_that_differ([tmp_path / "a", tmp_path / "a"]) == {}
+    assert environments_that_differ([tmp_path / "a", tmp_path / "none"])["device"] == ["cpu", "-"]
 
 
 def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.markup import escape
+from rich.table import Table
 
 from hybridmap.cli.flags import Common, parse
+from hybridmap.cli.output import console
 from hybridmap.cli.runs import device_named, evaluation_data, open_run, sample_images
 from hybridmap.errors import UserError
 
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     device = device_named(options.device)
     runs = [open_run(name) for name in options.runs]
     # Here, because it brings matplotlib, for which a mistake in the arguments need not wait.
-    from hybridmap.report.compare import Entry, write_comparison
+    from hybridmap.report.compare import Entry, environments_that_differ, settings_that_differ, write_comparison
 
     entries = []
     for run, label in zip(runs, labels(options.runs), strict=True):
@@ -54,7 +57,17 @@ def main(arguments: Sequence[str]) -> int:
         entries.append(entry)
     images = sample_images(entries[0].data, max(options.images, options.measured)).to(device)
     print(write_comparison(options.output, entries, images, shown=options.images, seed=options.seed))
+    differing = settings_that_differ([entry.recipe for entry in entries])
+    _tell(differing | environments_that_differ([entry.path for entry in entries]), [entry.label for entry in entries])
     return 0
+
+
+def _tell(differing: Mapping[str, Sequence[str]], labels: Sequence[str]) -> None:
+    """What differs, on the console."""
+    table = Table("what differs", *labels, box=None, pad_edge=False)
+    for name, values in differing.items():
+        table.add_row(name, *map(escape, values))
+    console().print(table if differing else "the same settings and environments")
 
 
 def labels(names: Sequence[str]) -> list[str]:

@@ -38,6 +38,7 @@ from hybridmap.report.html import (
     is_finished,
     page,
     plot,
+    read_environment,
     read_metrics,
     section,
     series,
@@ -104,6 +105,7 @@ def write_comparison(
     sections = [
         table_as_html(_scores(entries, found, measured, len(images))),
         _settings(entries),
+        _environments(entries),
         section("Curves", _curves(measured)),
         section(
             "Reconstructions",
@@ -233,6 +235,30 @@ def _settings(entries: Sequence[Entry]) -> str:
     note = "Of a class, only what is not its default; a dash stands where there is nothing of that name."
     header = ("setting", *(entry.label for entry in entries))
     return table_as_html(Table(title="Settings that differ", header=header, rows=rows, note=note))
+
+
+def _environments(entries: Sequence[Entry]) -> str:
+    differing = environments_that_differ([entry.path for entry in entries])
+    if not differing:
+        return section("Environments", "<p>The same.</p>")
+    rows = tuple((name, *values) for name, values in differing.items())
+    header = ("what differs", *(entry.label for entry in entries))
+    return table_as_html(Table(title="Environments", header=header, rows=rows))
+
+
+def environments_that_differ(runs: Sequence[Path]) -> dict[str, list[str]]:
+    """Dotted fact of ``environment.json`` (versions, device, commit, kernels, ...) -> its value in every run, if they differ.
+    The command is left out: what it changes is among the settings."""
+    told = [_flat(read_environment(run)) for run in runs]
+    names = sorted({name for facts in told for name in facts if name != "command"})
+    values = {name: [facts.get(name, "-") for facts in told] for name in names}
+    return {name: found for name, found in values.items() if len(set(found)) > 1}
+
+
+def _flat(facts: Any, path: str = "") -> dict[str, str]:
+    if not isinstance(facts, Mapping):
+        return {path: str(facts)}
+    return {key: value for name, inside in facts.items() for key, value in _flat(inside, f"{path}.{name}".lstrip(".")).items()}
 
 
 def settings_that_differ(configs: Sequence[Any], path: str = "") -> dict[str, list[str]]:

@@ -92,7 +92,7 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     """Write ``report.html`` from whatever the run directory holds by now; returns its path."""
     run = Path(run)
     results = _json(run / RESULTS)
-    environment = _json(run / "environment.json")
+    environment = read_environment(run)
     metrics = read_metrics(run)
     recipe = _text(run / "recipe.yaml")
     sections = [
@@ -137,6 +137,11 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def read_environment(run: str | Path) -> dict[str, Any]:
+    """What ``environment.json`` says; empty where there is none."""
+    return _json(Path(run) / "environment.json")
 
 
 def is_finished(run: Path) -> bool:
