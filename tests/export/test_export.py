@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from hybridmap.backbones.names import MODELS
 
+LONG = pytest.mark.skipif(not os.environ.get("HYBRIDMAP_LONG"), reason="minutes for all models: make test-long")
+"""What the smallest model of each family does in every test run, for all of them."""
 FAMILIES = sorted({name.partition("_")[0] for name in MODELS})
 
 
@@ -30,12 +33,14 @@ def test_operators_compute_the_same_in_onnx(unchecked_environment: dict[str, str
     passes("onnx_operators.py", "test", unchecked_environment)
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_model_of_a_family_exports(family: str, unchecked_environment: dict[str, str]) -> None:
     passes("exported_models.py", f"exports and {family}_", unchecked_environment)
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_model_of_a_family_compiles(family: str, unchecked_environment: dict[str, str]) -> None:
