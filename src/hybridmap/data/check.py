@@ -39,8 +39,6 @@ class Look:
     label: int
     broken: str = ""
     """Why it cannot be read; empty if it can."""
-    contents: bytes = b""
-    """Hash of its file."""
     pixels: bytes = b""
     """Hash of its decoded pixels and their shape."""
     size: tuple[int, int] = (0, 0)
@@ -98,15 +96,13 @@ def read(stretch: Stretch) -> list[Look]:
     for index in range(stretch.first, stretch.last):
         told: dict[str, Any] = {"name": source.name(index), "split": stretch.split, "label": source.label(index)}
         try:
-            data = source.read(index)
-            image = decode(told["name"], data, lambda full: 1.0).image.contiguous()
+            image = decode(told["name"], source.read(index), lambda full: 1.0).image.contiguous()
         except UnreadableImage as error:
             seen.append(Look(**told, broken=error.reason))
             continue
         shape = bytes(str(tuple(image.shape)), "ascii")
         pixels = hashlib.blake2b(image.numpy().data, digest_size=16, key=shape).digest()
-        contents = hashlib.blake2b(data, digest_size=16).digest()
-        seen.append(Look(**told, contents=contents, pixels=pixels, size=(image.shape[1], image.shape[2])))
+        seen.append(Look(**told, pixels=pixels, size=(image.shape[1], image.shape[2])))
     return seen
 
 
