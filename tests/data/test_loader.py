@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -358,3 +359,19 @@ def test_workers_that_always_die_are_one_sentence(tmp_path: Path, monkeypatch: p
     deadly = Deadly.Config(size=8, length=10, memory=str(tmp_path), victims=(0,), always=True)
     with pytest.raises(UserError, match=r"died 2 times in a row .*; often the memory .* try a smaller --data\.workers, or 0"):
         list(each(deadly.build(), 5, workers=1))
+
+
+class Confined(Synthetic):
+    """Its workers may not write files of more than 100 bytes; shared memory is one."""
+
+    def samples(self, indices: Sequence[int], keys: Sequence[int], **how: Any) -> Samples:
+        resource = pytest.importorskip("resource")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return super().samples(indices, keys, **how)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is a file there")
+def test_a_batch_that_finds_no_room_in_shared_memory_is_one_sentence() -> None:
+    """Torch alone would wait for ever."""
+    with pytest.raises(UserError, match=r"cannot write a batch of 0\.0 MB to shared memory .*--shm-size.*--data\.workers 0"):
+        list(each(Confined(Synthetic.Config(size=8, length=10)), 5, workers=1))

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from hybridmap.data.base import Dataset, Samples, key_of_view
@@ -110,9 +110,25 @@ class _Worker(TorchDataset):
     def __getitem__(self, request: Request) -> Samples | UserError:
         indices, keys, view, substitute = request
         try:
-            return self.dataset.samples(indices, keys, view=view, substitute=substitute)
+            samples = self.dataset.samples(indices, keys, view=view, substitute=substitute)
+            if get_worker_info() is not None:
+                _share(samples)
         except UserError as error:
             return error
+        return samples
+
+
+def _share(samples: Samples) -> None:
+    """Move a batch to where the training process can read it. Left to torch, a thread of the worker would do so, and where there
+    is no room it would print its error, drop the batch, and leave the training process waiting for ever."""
+    try:
+        for tensor in (samples.images, samples.labels, samples.keys):
+            tensor.share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot write a batch of {samples.images.nbytes / 1e6:.1f} MB to shared memory ({error}); make /dev/shm larger "
+            "(docker: --shm-size), raise ulimit -f, or prepare images in the training process (--data.workers 0)"
+        ) from None
 
 
 def _whole(samples: Any) -> Any:
