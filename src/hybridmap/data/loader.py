@@ -119,8 +119,8 @@ class _Worker(TorchDataset):
 
 
 def _share(samples: Samples) -> None:
-    """Move a batch to where the training process can read it. Left to torch, a thread of the worker would do so, and where there
-    is no room it would print its error, drop the batch, and leave the training process waiting for ever."""
+    """Move a batch to where the training process can read it. Left to torch, a thread of the worker would do so, and without
+    room it would print its error, drop the batch, and leave the training process waiting for ever."""
     try:
         for tensor in (samples.images, samples.labels, samples.keys):
             tensor.share_memory_()
