@@ -59,8 +59,8 @@ check: $(STAMP) ## format, lint, types and the fast tests, under two minutes
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(PYTEST) -q -m "not slow and not gpu" $(ARGS)
 
-bench: $(STAMP) ## speed of the operators and of the loader, as ratios in one run
-	@for file in benchmarks/loader.py benchmarks/ops.py benchmarks/objectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+bench: $(STAMP) ## speed of the operators, the loader and the augmentation, as ratios in one run
+	@for file in benchmarks/loader.py benchmarks/augment.py benchmarks/ops.py benchmarks/objectives.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
 soak: $(STAMP) ## runs killed, starved and lied to at random moments, 20 times: SOAK_ROUNDS=20 SEED=
 	$(BIN)/python scripts/soak.py --rounds $(SOAK_ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)

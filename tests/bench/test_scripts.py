@@ -114,6 +114,16 @@ def test_moco_is_measured_beside_its_two_passes(
     assert all(float(line["s"]) > 0 for line in lines)
 
 
+def test_augmentation_is_timed_beside_the_libraries(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sheet = tmp_path / "augment.csv"
+    monkeypatch.setattr("sys.argv", ["augment.py", "--batch", "3", "--size", "24", "--rounds", "1", "--csv", str(sheet)])
+    assert script("augment", monkeypatch).main() == 0
+    assert [line.split(" x")[0].split()[0] for line in capsys.readouterr().out.splitlines()[2:]].count("RandAugment,") == 2
+    assert len(sheet.read_text().splitlines()) == 5
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_without_a_card_it_is_one_sentence_and_code_2(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

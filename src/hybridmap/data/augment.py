@@ -1,44 +1,52 @@
-"""What is done to a crop beside cropping and mirroring, where a classifier is trained. The sample's key decides all of it.
+"""What is done to crops beside cropping and mirroring, where a classifier is trained. The samples' keys decide all of it.
 
     ThreeAugment   one of {grey, solarise, blur}, then brightness, contrast and saturation   DeiT III, Mamba-R, HybridNet
     RandAugment    two of fifteen operations at about the same strength                      MAE, Vim, ARM, MambaVision
 
-Both act on uint8 tensors, before the normalisation.
+Both act on a batch of bytes, before the normalisation: on the GPU where there is one, else in the processes that prepare it. A
+batch goes through rounds. In each, every image draws one operation and its amount, on the host; those that drew the same one
+are treated at once.
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
 
-import torchvision.transforms.v2.functional as F
-from jaxtyping import UInt8
-from PIL import Image
-from timm.data import auto_augment as timm
+import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from hybridmap.config import Config, Configurable
+from hybridmap.data import image_operations as op
+from hybridmap.data.image_operations import Amount, Images
 from hybridmap.errors import UserError
-from hybridmap.hashing import uniform_int
+from hybridmap.hashing import uniform
 
 _STREAM = 0x61756774
 """Tells the numbers for augmentation apart from those for the crop, which are drawn from the same key."""
 
+Operation = Callable[[Images, Amount, UInt8[Tensor, "3"]], Images]
+"""(images, amount, colour of what comes in from outside) -> images."""
+
 
 class Augment(Configurable):
-    """How a crop is changed, without another size."""
+    """How crops are changed, without another size."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Config):
         pass
 
     @abstractmethod
-    def __call__(self, image: UInt8[Tensor, "3 H W"], key: int, mean: Sequence[float]) -> UInt8[Tensor, "3 H W"]:
-        """The change that ``key`` names. ``mean``, per channel and at most 1, is the colour of what comes in from outside."""
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"], keys: Sequence[int], mean: Sequence[float]) -> Images:
+        """The changes that ``keys`` name, to each image its own, whatever stands beside it; ``images`` are left as they are.
+
+        Args:
+            images: on any device.
+            keys: one for each image, on the host; nobody waits for the device.
+            mean: per channel and at most 1, the colour of what comes in from outside.
+        """
 
 
 class Unchanged(Augment):
@@ -48,8 +56,36 @@ class Unchanged(Augment):
     class Config(Augment.Config):
         """Nothing to choose."""
 
-    def __call__(self, image: UInt8[Tensor, "3 H W"], key: int, mean: Sequence[float]) -> UInt8[Tensor, "3 H W"]:
-        return image
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"], keys: Sequence[int], mean: Sequence[float]) -> Images:
+        return images
+
+
+def _round(
+    images: UInt8[Tensor, "B 3 H W"],
+    operations: Sequence[Operation],
+    which: Int[Tensor, "B"],
+    amounts: Float[Tensor, "B"],
+    outside: UInt8[Tensor, "3"],
+) -> None:
+    """Change each image, in place, by the operation of its number (none beyond the last). ``which`` and ``amounts`` (float64)
+    are on the host."""
+    rows = which.argsort()
+    counts = which.bincount(minlength=len(operations)).tolist()
+    amounts = amounts[rows].to(images.device, non_blocking=True)
+    if images.is_cuda:
+        rows = rows.to(images.device, non_blocking=True)
+    for operation, chosen, amount in zip(operations, rows.split(counts), amounts.split(counts), strict=False):
+        if images.is_cuda:
+            if len(chosen):
+                images[chosen] = operation(images[chosen], amount, outside)
+        else:  # one at a time, as a view: it stays in the cache from one line of the operation to the next
+            for row, by in zip(chosen.tolist(), amount.split(1), strict=False):
+                one = images[row : row + 1]
+                one.copy_(operation(one, by, outside))
+
+
+def _outside(mean: Sequence[float], device: torch.device) -> UInt8[Tensor, "3"]:
+    return torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8).to(device, non_blocking=True)
 
 
 class ThreeAugment(Augment):
@@ -74,30 +110,33 @@ class ThreeAugment(Augment):
 
     config: ThreeAugment.Config
 
-    def __call__(self, image: UInt8[Tensor, "3 H W"], key: int, mean: Sequence[float]) -> UInt8[Tensor, "3 H W"]:
-        which, low, spread = int(3 * uniform_int(key, _STREAM)), self.config.blur[0], self.config.blur[1] - self.config.blur[0]
-        if which == 0:
-            image = F.rgb_to_grayscale(image, num_output_channels=3)
-        elif which == 1:
-            image = F.solarize(image, 128)
-        else:
-            sigma = low + spread * uniform_int(key, _STREAM + 1)
-            image = F.gaussian_blur(image, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma, sigma])
-        return self._jittered(image, key)
-
-    def _jittered(self, image: UInt8[Tensor, "3 H W"], key: int) -> UInt8[Tensor, "3 H W"]:
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"], keys: Sequence[int], mean: Sequence[float]) -> Images:
+        low, high = self.config.blur
+        first: list[Operation] = [
+            lambda images, amount, outside: op.grey(images),
+            lambda images, amount, outside: op.solarise(images, torch.full_like(amount, 128)),
+            lambda images, amount, outside: op.blur(images, amount, high),
+        ]
+        jitter: list[Operation] = [
+            lambda images, amount, outside: op.brightness(images, amount),
+            lambda images, amount, outside: op.contrast(images, amount),
+            lambda images, amount, outside: op.colour(images, amount),
+        ]
+        images, outside = images.clone(memory_format=torch.contiguous_format), _outside(mean, images.device)
+        drawn = uniform(torch.tensor(keys), 8, _STREAM).double()
+        _round(images, first, (3 * drawn[:, 0]).long(), low + (high - low) * drawn[:, 1], outside)
         if self.config.jitter:
-            changes: list[Callable[..., Tensor]] = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
-            for k in sorted(range(3), key=lambda k: uniform_int(key, _STREAM + 2 + k)):
-                image = changes[k](image, 1 + self.config.jitter * (2 * uniform_int(key, _STREAM + 5 + k) - 1))
-        return image
+            order, factors = drawn[:, 2:5].argsort(dim=1), 1 + self.config.jitter * (2 * drawn[:, 5:8] - 1)
+            for which in order.unbind(1):
+                _round(images, jitter, which, factors.gather(1, which[:, None])[:, 0], outside)
+        return images
 
 
 class RandAugment(Augment):
     """A few of fifteen operations, drawn with replacement, each left out half of the time, with a strength around a given one.
 
-    Source: arXiv:1909.13719, in the form of timm.data.auto_augment (Apache-2.0), whose functions do the work, on Pillow images:
-    the defaults are its policy rand-m9-mstd0.5-inc1 with bicubic resampling, of the recipes of MAE, DeiT and their descendants.
+    Source: arXiv:1909.13719, in the form of timm.data.auto_augment (Apache-2.0): the defaults are its policy
+    rand-m9-mstd0.5-inc1 with bicubic resampling, of the recipes of MAE, DeiT and their descendants.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -123,45 +162,37 @@ class RandAugment(Augment):
 
     config: RandAugment.Config
 
-    def __call__(self, image: UInt8[Tensor, "3 H W"], key: int, mean: Sequence[float]) -> UInt8[Tensor, "3 H W"]:
-        picture = F.to_pil_image(image)
-        outside = {"fillcolor": tuple(round(255 * value) for value in mean), "resample": Image.Resampling.BICUBIC}
-        for k in range(self.config.operations):
-            applied, which, strength, side = (uniform_int(key, _STREAM + 4 * k + j) for j in range(4))
-            if applied < self.config.probability:
-                level = self.config.strength
-                if self.config.spread:
-                    level += self.config.spread * NormalDist().inv_cdf(max(strength, 2.0**-53))
-                level = min(max(level, 0.0), 10.0) / 10
-                operation = list(OPERATIONS.values())[int(which * len(OPERATIONS))]
-                picture = operation(picture, level, -level if side < 0.5 else level, outside)
-        return F.pil_to_tensor(picture)
+    def __call__(self, images: UInt8[Tensor, "B 3 H W"], keys: Sequence[int], mean: Sequence[float]) -> Images:
+        images, outside = images.clone(memory_format=torch.contiguous_format), _outside(mean, images.device)
+        operations = list(OPERATIONS.values())
+        drawn = uniform(torch.tensor(keys), 4 * self.config.operations, _STREAM).double()
+        for applied, which, normal, side in drawn.view(len(keys), -1, 4).movedim(0, 2):
+            level = self.config.strength + self.config.spread * torch.special.ndtri(normal.clamp(min=2**-25))
+            level = level.clamp(0, 10) / 10
+            number = torch.where(applied < self.config.probability, (which * len(operations)).long(), len(operations))
+            _round(images, operations, number, torch.where(side < 0.5, -level, level), outside)
+        return images
 
 
-def _factor(signed: float) -> float:
-    return max(0.1, 1 + 0.9 * signed)
+def _factor(signed: Amount) -> Amount:
+    return (1 + 0.9 * signed).clamp(min=0.1)
 
 
-def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """With no bits, which Pillow refuses, black."""
-    return timm.posterize(image, bits) if bits else Image.new(image.mode, image.size)
-
-
-OPERATIONS: dict[str, Callable[[Image.Image, float, float, dict[str, Any]], Image.Image]] = {
-    "AutoContrast": lambda image, level, signed, outside: timm.auto_contrast(image),
-    "Equalize": lambda image, level, signed, outside: timm.equalize(image),
-    "Invert": lambda image, level, signed, outside: timm.invert(image),
-    "Rotate": lambda image, level, signed, outside: timm.rotate(image, 30 * signed, **outside),
-    "PosterizeIncreasing": lambda image, level, signed, outside: _posterize(image, 4 - int(4 * level)),
-    "SolarizeIncreasing": lambda image, level, signed, outside: timm.solarize(image, 256 - int(256 * level)),
-    "SolarizeAdd": lambda image, level, signed, outside: timm.solarize_add(image, int(110 * level)),
-    "ColorIncreasing": lambda image, level, signed, outside: timm.color(image, _factor(signed)),
-    "ContrastIncreasing": lambda image, level, signed, outside: timm.contrast(image, _factor(signed)),
-    "BrightnessIncreasing": lambda image, level, signed, outside: timm.brightness(image, _factor(signed)),
-    "SharpnessIncreasing": lambda image, level, signed, outside: timm.sharpness(image, _factor(signed)),
-    "ShearX": lambda image, level, signed, outside: timm.shear_x(image, 0.3 * signed, **outside),
-    "ShearY": lambda image, level, signed, outside: timm.shear_y(image, 0.3 * signed, **outside),
-    "TranslateXRel": lambda image, level, signed, outside: timm.translate_x_rel(image, 0.45 * signed, **outside),
-    "TranslateYRel": lambda image, level, signed, outside: timm.translate_y_rel(image, 0.45 * signed, **outside),
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": lambda images, signed, outside: op.auto_contrast(images),
+    "Equalize": lambda images, signed, outside: op.equalise(images),
+    "Invert": lambda images, signed, outside: op.invert(images),
+    "Rotate": lambda images, signed, outside: op.rotate(images, 30 * signed, outside),
+    "PosterizeIncreasing": lambda images, signed, outside: op.posterise(images, 4 - (4 * signed.abs()).floor()),
+    "SolarizeIncreasing": lambda images, signed, outside: op.solarise(images, 256 - (256 * signed.abs()).floor()),
+    "SolarizeAdd": lambda images, signed, outside: op.solarise_add(images, (110 * signed.abs()).floor()),
+    "ColorIncreasing": lambda images, signed, outside: op.colour(images, _factor(signed)),
+    "ContrastIncreasing": lambda images, signed, outside: op.contrast(images, _factor(signed)),
+    "BrightnessIncreasing": lambda images, signed, outside: op.brightness(images, _factor(signed)),
+    "SharpnessIncreasing": lambda images, signed, outside: op.sharpness(images, _factor(signed)),
+    "ShearX": lambda images, signed, outside: op.shear(images, 0.3 * signed, "x", outside),
+    "ShearY": lambda images, signed, outside: op.shear(images, 0.3 * signed, "y", outside),
+    "TranslateXRel": lambda images, signed, outside: op.translate(images, 0.45 * signed, "x", outside),
+    "TranslateYRel": lambda images, signed, outside: op.translate(images, 0.45 * signed, "y", outside),
 }
-"""timm's name -> the operation on (image, strength in [0, 1], the same with a random sign, what comes in from outside)."""
+"""timm's name -> the operation, by a strength between -1 and 1, whose sign is random."""

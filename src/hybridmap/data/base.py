@@ -2,6 +2,7 @@
 
     index, key ─> sample() ─> Sample          one image, cropped as the key says
     indices, keys ─> samples() ─> Samples     a batch of them; files that cannot be read are replaced or left out, and named
+    images, keys ─> change() ─> finish()      the batch augmented, then normalised
 
 A data set holds no random state. The same (index, key) gives the same pixels in every process, which is why the number of
 loader workers cannot matter, and why a run continues from its step number alone. For objectives that compare crops of one
@@ -193,8 +194,15 @@ class Dataset(Configurable):
                         skipped[error.path] = error.reason
         return None
 
+    def change(self, images: Tensor, keys: Sequence[int]) -> Tensor:
+        """A batch of ``samples``, augmented: by the workers, or on a GPU if the batch is going to be there anyway.
+
+        ``keys`` are those of the images, on the host. Data sets that augment say so here.
+        """
+        return images
+
     def finish(self, images: Tensor, keys: Sequence[int]) -> Tensor:
-        """A training batch as the network gets it, from what the workers delivered, on its device: normalised.
+        """A training batch as the network gets it, from an augmented one, on its device: normalised.
 
         ``keys`` are those of the images, on the host. Data sets that change images after that say so here.
         """

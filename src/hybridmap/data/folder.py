@@ -41,7 +41,7 @@ class ImageFolder(Dataset):
         crop: Crop.Config = field(default_factory=RandomResizedCrop.Config)
         """How an image of any size becomes one of ``size``."""
         augment: Augment.Config = field(default_factory=Unchanged.Config)
-        """What is done to the crop."""
+        """What is done to the crops."""
         erasing: float = 0.0
         """Part of the training images in which a box is filled with noise (random erasing)."""
         workers: int = 2
@@ -82,8 +82,11 @@ class ImageFolder(Dataset):
 
         name = self.source.name(index)
         decoded = decode(name, self.source.read(index), shrink)
-        image = self.augment(self.crop(decoded.image, size, key, decoded.full), key, self.config.mean)
+        image = self.crop(decoded.image, size, key, decoded.full)
         return Sample(image=image, label=self.source.label(index), path=name)
+
+    def change(self, images: Tensor, keys: Sequence[int]) -> Tensor:
+        return self.augment(images, keys, self.config.mean)
 
     def finish(self, images: Tensor, keys: Sequence[int]) -> Tensor:
         finished = super().finish(images, keys)

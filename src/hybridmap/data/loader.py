@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -104,18 +105,30 @@ class _Requests:
 class _Worker(TorchDataset):
     """Answers a request with a batch. A user's mistake travels back as a value: torch would wrap it in a traceback."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, changes: bool) -> None:
+        self.dataset, self.changes = dataset, changes
 
     def __getitem__(self, request: Request) -> Samples | UserError:
         indices, keys, view, substitute = request
         try:
             samples = self.dataset.samples(indices, keys, view=view, substitute=substitute)
+            if self.changes and samples.paths:
+                samples = replace(samples, images=_changed(self.dataset, samples, samples.images, view))
             if get_worker_info() is not None:
                 _share(samples)
         except UserError as error:
             return error
         return samples
+
+
+def _changed(dataset: Dataset, samples: Samples, images: Tensor, view: int | None) -> Tensor:
+    """``images``, those of ``samples``, augmented where they are."""
+    return dataset.change(images, [key_of_view(key, view) for key in samples.keys.tolist()])
+
+
+def _changes_here(device: torch.device) -> bool:
+    """Whether batches are augmented on ``device``, not by the processes that prepare them."""
+    return device.type == "cuda"
 
 
 def _share(samples: Samples) -> None:
@@ -151,6 +164,12 @@ def _start_worker(number: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, note)
+
+
+def _on(device: torch.device, dataset: Dataset, samples: Samples, view: int | None) -> Tensor:
+    """The images of an answer on ``device``, augmented."""
+    images = samples.images.to(device, non_blocking=True)
+    return _changed(dataset, samples, images, view) if _changes_here(device) else images
 
 
 class _WorkerDied(Exception):
@@ -199,7 +218,7 @@ def _answers(dataset: Dataset, requests: Iterable[Request], workers: int, device
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         answers = iter(
             DataLoader(
-                _Worker(dataset),
+                _Worker(dataset, changes=not _changes_here(device)),
                 sampler=requests,
                 batch_size=None,
                 collate_fn=_whole,
@@ -354,7 +373,7 @@ class Loader:
     def _batch(self, views: Sequence[Samples], step_key: int) -> Batch:
         first, keys = views[0], views[0].keys.tolist()
         images = [
-            self.dataset.finish(view.images.to(self.device, non_blocking=True), [key_of_view(key, number) for key in keys])
+            self.dataset.finish(_on(self.device, self.dataset, view, number), [key_of_view(key, number) for key in keys])
             for number, view in zip(self._views(), views, strict=True)
         ]
         labels = first.labels.to(self.device, non_blocking=True) if self.dataset.classes else None
@@ -420,7 +439,7 @@ def each(
         skipped |= samples.skipped
         if samples.paths:
             delivered += len(samples.paths)
-            images = normalise(samples.images.to(device, non_blocking=True), dataset.config.mean, dataset.config.std)
+            images = normalise(_on(device, dataset, samples, None), dataset.config.mean, dataset.config.std)
             yield images, samples.labels.to(device, non_blocking=True), samples.paths
     if not delivered:
         path, reason = next(iter(skipped.items()))
