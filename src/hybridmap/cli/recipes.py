@@ -10,11 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridmap import recipes
-from hybridmap.bench.cost import IMAGES, estimate_hours
 from hybridmap.cli.flags import Common, closest, parse
 from hybridmap.cli.output import console
 from hybridmap.errors import UserError
-from hybridmap.train.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +34,6 @@ def main(arguments: Sequence[str]) -> int:
         table = Table(only.name, escape(only.summary), box=None, pad_edge=False)
         for label in recipes.LABELS:
             table.add_row(label.lower(), escape(getattr(only, label.lower())))
-        if only.kind != "exam":
-            table.add_row("estimate", _estimate(only.make()))
     else:
         table = Table("name", "for", "what it is", "cost", "expected", box=None, pad_edge=False)
         table.columns[0].no_wrap = table.columns[1].no_wrap = True
@@ -45,13 +41,3 @@ def main(arguments: Sequence[str]) -> int:
             table.add_row(entry.name, entry.kind, *map(escape, (entry.summary, entry.cost, entry.expected)))
     out.print(table)
     return 0
-
-
-def _estimate(recipe: Recipe) -> str:
-    hours = estimate_hours(recipe, recipes.find("map-base"))
-    if hours is None:
-        return "none"
-    return (
-        f"{hours:.3g} h on 8 H200 for {recipe.train.epochs:g} epochs of {IMAGES:,} images, by its operations and what "
-        "map-base was measured to do on one"
-    )

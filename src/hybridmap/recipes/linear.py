@@ -37,7 +37,7 @@ def lin_vit_base() -> Recipe:
     """A linear classifier on a frozen ViT-B, 90 epochs.
 
     Command: hybridmap finetune lin-vit-base --init runs/mae-vit-base --data.root IMAGENET --out runs/lin-vit-base
-    Cost: not measured.
+    Cost: about 1.3 h on 8 H200 for 90 epochs of ImageNet, estimated from its operations.
     Expected: 67.8 top-1 on ImageNet-1K from MAE's 1600-epoch weights (printed by the source); ours not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80.
     """
@@ -48,7 +48,7 @@ def lin_vit_large() -> Recipe:
     """A linear classifier on a frozen ViT-L, 50 epochs.
 
     Command: hybridmap finetune lin-vit-large --init runs/mae-vit-large --data.root IMAGENET --out runs/lin-vit-large
-    Cost: not measured.
+    Cost: about 2.6 h on 8 H200 for 50 epochs of ImageNet, estimated from its operations.
     Expected: not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80.
     """
@@ -59,7 +59,7 @@ def lin_vit_huge() -> Recipe:
     """A linear classifier on a frozen ViT-H, 50 epochs.
 
     Command: hybridmap finetune lin-vit-huge --init runs/mae-vit-huge --data.root IMAGENET --out runs/lin-vit-huge
-    Cost: not measured.
+    Cost: about 7.1 h on 8 H200 for 50 epochs of ImageNet, estimated from its operations.
     Expected: not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80.
     """
@@ -70,7 +70,7 @@ def lin_tiny() -> Recipe:
     """A linear classifier on the mean of a frozen HybridNet-T's patches, 90 epochs.
 
     Command: hybridmap finetune lin-tiny --init runs/map-tiny --data.root IMAGENET --out runs/lin-tiny
-    Cost: not measured.
+    Cost: about 0.16 h on 8 H200 for 90 epochs of ImageNet, estimated from its operations.
     Expected: not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80 for the protocol; the mean of the patches is our choice.
     """
@@ -81,7 +81,7 @@ def lin_small() -> Recipe:
     """A linear classifier on the mean of a frozen HybridNet-S's patches, 90 epochs.
 
     Command: hybridmap finetune lin-small --init runs/map-small --data.root IMAGENET --out runs/lin-small
-    Cost: not measured.
+    Cost: about 0.57 h on 8 H200 for 90 epochs of ImageNet, estimated from its operations.
     Expected: not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80 for the protocol; the mean of the patches is our choice.
     """
@@ -92,7 +92,7 @@ def lin_base() -> Recipe:
     """A linear classifier on the mean of a frozen HybridNet-B's patches, 90 epochs.
 
     Command: hybridmap finetune lin-base --init runs/map-base --data.root IMAGENET --out runs/lin-base
-    Cost: not measured.
+    Cost: about 2.1 h on 8 H200 for 90 epochs of ImageNet, estimated from its operations.
     Expected: not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80 for the protocol; the mean of the patches is our choice.
     """
@@ -103,7 +103,7 @@ def lin_large() -> Recipe:
     """A linear classifier on the mean of a frozen HybridNet-L's patches, 50 epochs.
 
     Command: hybridmap finetune lin-large --init runs/map-large --data.root IMAGENET --out runs/lin-large
-    Cost: not measured.
+    Cost: about 4.1 h on 8 H200 for 50 epochs of ImageNet, estimated from its operations.
     Expected: not measured.
     Source: facebookresearch/mae:FINETUNE.md @ efb2a80 for the protocol; the mean of the patches is our choice.
     """
