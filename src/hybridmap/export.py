@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.errors import UserError
 from hybridmap.files import replacing_together
 
@@ -32,7 +32,7 @@ LARGEST_INSIDE = 1_500_000_000
 EXTRA = "pip install 'hybridmap[export]'"
 
 
-def trace(backbone: Backbone, size: tuple[int, int], batch: int | None = None) -> ExportedProgram:
+def trace(backbone: ImageBackbone, size: tuple[int, int], batch: int | None = None) -> ExportedProgram:
     """The graph of ``backbone`` for (batch, in_chans, *size) images, on the device of its parameters; None is any batch."""
     images = _noise(backbone, size, batch or 2)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def save_onnx(program: ExportedProgram, path: Path, output: str = "features") ->
     made.save(str(path), external_data=weight > LARGEST_INSIDE)
 
 
-def difference(path: Path, format: Format, backbone: Backbone, size: tuple[int, int], batches: Sequence[int]) -> float:
+def difference(path: Path, format: Format, backbone: ImageBackbone, size: tuple[int, int], batches: Sequence[int]) -> float:
     """The largest difference in any output between the file and the backbone, over noise in batches of these sizes."""
     run = _runner(path, format)
     found = []
@@ -98,7 +98,7 @@ def difference(path: Path, format: Format, backbone: Backbone, size: tuple[int, 
 
 
 def export(
-    backbone: Backbone, output: str | Path, format: Format, size: tuple[int, int], batch: int | None = None
+    backbone: ImageBackbone, output: str | Path, format: Format, size: tuple[int, int], batch: int | None = None
 ) -> float | None:
     """Write the file and return its ``difference`` from the backbone; None where ONNX was written but cannot be run here.
 
@@ -125,7 +125,7 @@ def export(
     return largest
 
 
-def _noise(backbone: Backbone, size: tuple[int, int], batch: int) -> Float[Tensor, "B C height width"]:
+def _noise(backbone: ImageBackbone, size: tuple[int, int], batch: int) -> Float[Tensor, "B C height width"]:
     generator = torch.Generator().manual_seed(batch)
     like = next(backbone.parameters())
     return torch.randn(batch, backbone.config.in_chans, *size, generator=generator).to(like)

@@ -52,9 +52,9 @@ def _sentence(path: Path, error: Exception) -> UserError:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, make: bool = True) -> Iterator[Path]:
     """Give the block an empty file beside ``path`` to write; once the block is done, that file is synced and takes the place of
-    ``path``. Missing directories are made, and the rights are those of any new file of the user.
+    ``path``. Missing directories are made (unless ``make`` is off), and the rights are those of any new file of the user.
 
     Raises:
         UserError: if there is no room or no permission; what was at ``path`` before is still there, and nothing beside it.
@@ -63,7 +63,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if make:
+                path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
             rights = temporary.stat().st_mode  # what the umask says; safetensors would let nobody else read the file
             yield temporary

@@ -47,6 +47,8 @@ class Patches:
     """Scan position -> original (raster) index, to undo the order for dense outputs."""
     grid: tuple[int, ...] | None = None
     """(rows, columns) of the patch grid as Python integers; None where the input has no grid."""
+    order: int = 0
+    """Number of the scan order, where a backbone has several."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,3 +157,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_file_before(
         write(path, TENSORS, {"step": 2})
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_directory_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"its directory is gone"):
+        write(tmp_path / "run" / "checkpoints" / "step-00000001.safetensors", {"a": torch.zeros(1)}, {})
+    assert not (tmp_path / "run").exists()

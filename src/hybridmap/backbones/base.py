@@ -33,12 +33,6 @@ class Backbone(nn.Module, Configurable):
     class Config(configuration.Config):
         """Fields that every backbone has."""
 
-        img_size: int | tuple[int, int] = 224
-        """(height, width) in pixels, or one number for both: the grid of the stored positions. Other sizes resample them."""
-        patch_size: int = 16
-        """Side of a square patch in pixels."""
-        in_chans: int = 3
-        """Image channels."""
         embed_dim: int = 192
         """Width D of the tokens."""
         num_classes: int = 1000
@@ -56,17 +50,9 @@ class Backbone(nn.Module, Configurable):
             """The same, with whatever only masked inputs make use of."""
             return self.encoder()
 
-        def small(self) -> Any:
-            """Four layers (``depth``) of width 32 and two heads, where the network has such fields; 16 patches of 8 pixels."""
-            sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
-            return replace(self, **{name: size for name, size in sizes.items() if hasattr(self, name)})
-
         def image_encoder(self) -> Backbone.Config:
             """The same for objectives that read one vector per image (``pooled``), and so train a class token that is read."""
             return self.encoder()
-
-    first_conv: ClassVar[str] = "patch_embed.proj"
-    """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
 
     fresh_parts: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of parameters that weights of pretraining may lack: they start fresh in fine-tuning."""
@@ -86,9 +72,6 @@ class Backbone(nn.Module, Configurable):
     num_classes: int
     num_prefix_tokens: int
     """Leading tokens of ``forward_features`` that are no patches."""
-    feature_info: list[dict[str, Any]]
-    default_cfg: dict[str, Any]
-    pretrained_cfg: dict[str, Any]
 
     def __init__(self, config: Any) -> None:
         nn.Module.__init__(self)
@@ -96,15 +79,26 @@ class Backbone(nn.Module, Configurable):
 
     @property
     @abstractmethod
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the patches at the configured image size."""
+    def patch_values(self) -> int:
+        """P, the raw values of a patch."""
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of the patches of an input of the configured size; None where patches are on no grid."""
+        return None
 
     @abstractmethod
-    def partition(self, inputs: Tensor) -> Patches:
-        """Cut images (B, C, height, width) and put the pieces in scan order; no parameters.
+    def blank(self, count: int = 1) -> Tensor:
+        """Empty inputs of the configured size, on the host: to count patches and to refuse before the first step."""
+
+    @abstractmethod
+    def partition(self, inputs: Tensor, step_key: int = 0) -> Patches:
+        """Cut inputs and put the pieces in scan order; no parameters.
+
+        Where a backbone scans in one of several orders, ``step_key`` (:attr:`Batch.step_key`) says which.
 
         Raises:
-            UserError: if an image is no multiple of the patch.
+            UserError: if the inputs cannot be cut.
         """
 
     @abstractmethod
@@ -156,14 +150,14 @@ class Backbone(nn.Module, Configurable):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """Inputs (B, C, height, width) -> features (B, L, D) after the final norm, prefix tokens first."""
+        """Inputs, such as images (B, C, height, width) -> features (B, L, D) after the final norm, prefix tokens first."""
 
     @abstractmethod
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """What ``forward_features`` returned -> logits (B, num_classes), or the classifier's input (B, head_hidden_size)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, C, height, width) -> logits (B, num_classes), or the classifier's input where there is no classifier."""
+        """Inputs -> logits (B, num_classes), or the classifier's input where there is no classifier."""
         return self.forward_head(self.forward_features(x))
 
     @abstractmethod
@@ -185,12 +179,6 @@ class Backbone(nn.Module, Configurable):
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names in the order of depth, as timm's grouping takes them."""
-
-    @abstractmethod
-    def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
-    ) -> None:
-        """Change the size for which positions are stored; they are resampled."""
 
     @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True, every: int = 1) -> None:
@@ -216,6 +204,53 @@ class Backbone(nn.Module, Configurable):
     @abstractmethod
     def init_linear(self, module: nn.Module) -> None:
         """Initialise ``module`` as the family initialises the linear maps outside its mixers, if it is one."""
+
+
+class ImageBackbone(Backbone):
+    """Abstract: a backbone whose inputs are images (B, C, height, width), cut into square patches on a grid."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Backbone.Config):
+        """Fields that every backbone for images has."""
+
+        img_size: int | tuple[int, int] = 224
+        """(height, width) in pixels, or one number for both: the grid of the stored positions. Other sizes resample them."""
+        patch_size: int = 16
+        """Side of a square patch in pixels."""
+        in_chans: int = 3
+        """Image channels."""
+
+        def small(self) -> Any:
+            """Four layers (``depth``) of width 32 and two heads, where the network has such fields; 16 patches of 8 pixels."""
+            sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+            return replace(self, **{name: size for name, size in sizes.items() if hasattr(self, name)})
+
+    first_conv: ClassVar[str] = "patch_embed.proj"
+    """Name of the layer that sees the image, for timm's loading of weights for other numbers of channels."""
+
+    feature_info: list[dict[str, Any]]
+    default_cfg: dict[str, Any]
+    pretrained_cfg: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches at the configured image size."""
+
+    @property
+    def patch_values(self) -> int:
+        return self.config.patch_size**2 * self.config.in_chans
+
+    def blank(self, count: int = 1) -> Float[Tensor, "B C height width"]:
+        size = self.config.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.zeros(count, self.config.in_chans, height, width, device="cpu")
+
+    @abstractmethod
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Change the size for which positions are stored; they are resampled."""
 
 
 class Head(nn.Module):

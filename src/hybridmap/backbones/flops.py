@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.sequence import sides
 from hybridmap.ops import Parameters, use_backend
 
@@ -94,7 +94,7 @@ def flops_of(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def flops(backbone: Backbone, img_size: int | tuple[int, int] | None = None) -> int:
+def flops(backbone: ImageBackbone, img_size: int | tuple[int, int] | None = None) -> int:
     """Operations of one forward pass over one image, head included; ``img_size`` in pixels, default: the configured one.
 
     It runs where the weights are. On the meta device (``with torch.device("meta"): backbone = config.build()``) nothing is
@@ -113,6 +113,6 @@ def flops(backbone: Backbone, img_size: int | tuple[int, int] | None = None) -> 
         backbone.train(training)
 
 
-def gmacs(backbone: Backbone, img_size: int | tuple[int, int] | None = None) -> float:
+def gmacs(backbone: ImageBackbone, img_size: int | tuple[int, int] | None = None) -> float:
     """The same in 10^9 multiply-adds, half of :func:`flops`: what the field prints."""
     return flops(backbone, img_size) / 2e9

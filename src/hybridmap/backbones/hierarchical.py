@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from hybridmap.backbones.base import Backbone, Head
+from hybridmap.backbones.base import Head, ImageBackbone
 from hybridmap.backbones.sequence import check_images, check_size, sides, timm_cfg
 from hybridmap.errors import UserError
 from hybridmap.tokens.images import assemble, partition
@@ -63,7 +63,7 @@ class Stage(nn.Module):
         return x
 
 
-class HierarchicalBackbone(Backbone):
+class HierarchicalBackbone(ImageBackbone):
     """Abstract. ``stem -> stages -> norm -> head``, and timm's contract on top.
 
     A concrete class calls :meth:`__init__`, then sets ``stem`` (stride 4), ``stages``, ``norm`` (of maps) and ``head``,
@@ -72,7 +72,7 @@ class HierarchicalBackbone(Backbone):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Backbone.Config):
+    class Config(ImageBackbone.Config):
         patch_size: int = 32
         """Side in pixels of the square units that pretraining masks: the stride of the last stage, which the depths give."""
         embed_dim: int = 96
@@ -127,7 +127,7 @@ class HierarchicalBackbone(Backbone):
 
     # From images to features
 
-    def partition(self, inputs: Float[Tensor, "B C height width"]) -> Patches:
+    def partition(self, inputs: Float[Tensor, "B C height width"], step_key: int = 0) -> Patches:
         """Cut images into the units that pretraining masks, row by row.
 
         Raises:

@@ -18,7 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from torch import nn
 
 from hybridmap.backbones.arm import ARM
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.backbones.hybrid import HybridNet
 from hybridmap.backbones.mambavision import MambaVision
@@ -68,7 +68,7 @@ def _mambavision(
     )
 
 
-MODELS: dict[str, Backbone.Config] = {
+MODELS: dict[str, ImageBackbone.Config] = {
     # yunzeliu/MAP:models_mamba.py @ f3bcdff; 16 heads in L, since the released 12 do not divide 1024
     "hybridnet_tiny_patch16_224": _hybridnet(24, 192, 12, 12, 1),
     "hybridnet_small_patch16_224": _hybridnet(24, 384, 12, 12, 2),
@@ -147,7 +147,7 @@ CROPS = {"mambar_": 1.0, "mambavision_": 1.0, "mambavision_tiny2_": 0.98, "mamba
 """Share of the resized image that evaluation crops, by the start of a name, the last that fits; 0.875 for all others."""
 
 
-def find(name: str, preset: Preset = "code") -> Backbone.Config:
+def find(name: str, preset: Preset = "code") -> ImageBackbone.Config:
     """The configuration behind a model name or alias.
 
     Raises:
@@ -164,7 +164,7 @@ def find(name: str, preset: Preset = "code") -> Backbone.Config:
     return MODELS[name]
 
 
-def create_backbone(name: str, *, preset: Preset = "code", **changes: Any) -> Backbone:
+def create_backbone(name: str, *, preset: Preset = "code", **changes: Any) -> ImageBackbone:
     """A named backbone with some fields of its Config changed: ``create_backbone("map_tiny_patch16_224", num_classes=10)``."""
     return override(find(name, preset), changes).build()
 
@@ -188,7 +188,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
     return create
 
 
-def _build(config: Backbone.Config, **kwargs: Any) -> Backbone:
+def _build(config: ImageBackbone.Config, **kwargs: Any) -> ImageBackbone:
     return override(config, kwargs).build()
 
 

@@ -15,7 +15,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from hybridmap.backbones.base import Backbone, Head
+from hybridmap.backbones.base import Head, ImageBackbone
 from hybridmap.errors import UserError
 from hybridmap.layers.block import Stack
 from hybridmap.layers.decay import no_decay
@@ -26,7 +26,7 @@ from hybridmap.tokens.select import put
 from hybridmap.types import Features, Patches
 
 
-class SequenceBackbone(Backbone):
+class SequenceBackbone(ImageBackbone):
     """Abstract. ``partition -> embed -> prefix -> layers -> norm``, and timm's contract on top.
 
     A concrete class calls :meth:`__init__`, then sets ``layers``, ``norm`` and ``head`` and implements the three hooks for its
@@ -34,7 +34,7 @@ class SequenceBackbone(Backbone):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Backbone.Config):
+    class Config(ImageBackbone.Config):
         @property
         def step(self) -> int:
             """Pixels from one patch to the next; patches overlap where it is smaller than they are."""
@@ -83,7 +83,7 @@ class SequenceBackbone(Backbone):
 
     # From inputs to features
 
-    def partition(self, inputs: Float[Tensor, "B C height width"]) -> Patches:
+    def partition(self, inputs: Float[Tensor, "B C height width"], step_key: int = 0) -> Patches:
         """Cut images into patches, in the order of ``scan``.
 
         Raises:
@@ -307,7 +307,7 @@ def init_patch_embed(proj: nn.Conv2d) -> None:
     nn.init.zeros_(proj.bias)
 
 
-def timm_cfg(config: Backbone.Config, **changes: Any) -> dict[str, Any]:
+def timm_cfg(config: ImageBackbone.Config, **changes: Any) -> dict[str, Any]:
     """What timm's data pipeline wants to know about a network."""
     return {
         "url": "",

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.flops import gmacs
 from hybridmap.backbones.sequence import sides
 from hybridmap.bench.clock import in_fresh_process, in_turns, peak_allocated, peak_growth
@@ -75,7 +75,7 @@ class Measured:
 class Classifier(nn.Module):
     """Cross-entropy of a backbone's logits: the shortest learner that trains every parameter."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: ImageBackbone) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -84,12 +84,12 @@ class Classifier(nn.Module):
         return Loss(total=F.cross_entropy(self.backbone(batch.inputs), batch.labels))
 
 
-def images(config: Backbone.Config, batch: int, device: torch.device) -> Tensor:
+def images(config: ImageBackbone.Config, batch: int, device: torch.device) -> Tensor:
     """Noise (batch, C, height, width)."""
     return torch.randn(batch, config.in_chans, *sides(config.img_size), device=device)
 
 
-def prepare(config: Backbone.Config, phase: Phase, protocol: Protocol, device: torch.device) -> Callable[[], object]:
+def prepare(config: ImageBackbone.Config, phase: Phase, protocol: Protocol, device: torch.device) -> Callable[[], object]:
     """A freshly built network in one phase, ready to be called again and again."""
     torch.manual_seed(0)
     backbone, inputs = config.build().to(device), images(config, protocol.batch, device)
@@ -107,7 +107,7 @@ def prepare(config: Backbone.Config, phase: Phase, protocol: Protocol, device: t
     return infer
 
 
-def measure(configs: Mapping[str, Backbone.Config], device: torch.device, protocol: Protocol) -> dict[str, Measured]:
+def measure(configs: Mapping[str, ImageBackbone.Config], device: torch.device, protocol: Protocol) -> dict[str, Measured]:
     """Measure all models, each phase in turns of its own.
 
     Raises:
@@ -134,7 +134,7 @@ def measure(configs: Mapping[str, Backbone.Config], device: torch.device, protoc
     }
 
 
-def describe(name: str, config: Backbone.Config, protocol: Protocol) -> tuple[tuple[int, int], int, float]:
+def describe(name: str, config: ImageBackbone.Config, protocol: Protocol) -> tuple[tuple[int, int], int, float]:
     """(size of its images, parameters, GMACs) of a network, which goes through all phases on the meta device for it.
 
     Raises:
@@ -159,7 +159,7 @@ def describe(name: str, config: Backbone.Config, protocol: Protocol) -> tuple[tu
         ) from error
 
 
-def peak_of(config: Backbone.Config, phase: Phase, protocol: Protocol, device: torch.device) -> float | None:
+def peak_of(config: ImageBackbone.Config, phase: Phase, protocol: Protocol, device: torch.device) -> float | None:
     """Bytes at the worst moment of one phase of one model; None on a device that does not say."""
     if device.type == "cpu":
         return in_fresh_process(growth_of, config, phase, protocol, torch.get_num_threads())
@@ -172,7 +172,7 @@ def peak_of(config: Backbone.Config, phase: Phase, protocol: Protocol, device: t
     return peak
 
 
-def growth_of(config: Backbone.Config, phase: Phase, protocol: Protocol, threads: int) -> float:
+def growth_of(config: ImageBackbone.Config, phase: Phase, protocol: Protocol, threads: int) -> float:
     """Bytes by which this process, a fresh one, grows from building the model to the end of its second call."""
     torch.set_num_threads(threads)
     device = torch.device("cpu")

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     for run, label in zip(runs, labels(options.runs), strict=True):
         learner = run.learner.to(device).eval()
         data = evaluation_data(run, split="all" if getattr(run.data, "split", "all") == "all" else "test")
-        entry = Entry(label=label, path=run.path, learner=learner, backbone=run.backbone, data=data, recipe=run.recipe)
+        entry = Entry(label=label, path=run.path, learner=learner, backbone=run.image_backbone, data=data, recipe=run.recipe)
         entries.append(entry)
     images = sample_images(entries[0].data, max(options.images, options.measured)).to(device)
     print(write_comparison(options.output, entries, images, shown=options.images, seed=options.seed))

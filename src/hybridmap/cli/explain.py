@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     data = evaluation_data(source)
     images = read_images([options.image], data).to(device)
     with Image.open(options.image) as file:
-        smaller, patch = min(file.size), source.backbone.config.patch_size
+        smaller, patch = min(file.size), source.image_backbone.config.patch_size
     if smaller < patch:
         raise UserError(f"{options.image} has a side of {smaller} pixels, less than one patch ({patch}); give a larger image")
     # Here, because it brings matplotlib, for which a mistake in the arguments need not wait.
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.features:
         shown = denormalise(images, data.mean, data.std).expand(-1, 3, -1, -1)
-        print(save(feature_picture(source.backbone.to(device).eval(), images, shown, layers), options.output))
+        print(save(feature_picture(source.image_backbone.to(device).eval(), images, shown, layers), options.output))
         return 0
-    found = explain(source.backbone.to(device).eval(), images, layers=layers, query=query, parts=options.parts)
+    found = explain(source.image_backbone.to(device).eval(), images, layers=layers, query=query, parts=options.parts)
     title = f"{Path(options.source).name} looks at {Path(options.image).name}"
     print(save(page(found, denormalise(images, data.mean, data.std)[0], title), options.output))
     return 0

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"-o must end in .onnx or .pt2, got {options.output}; or say --format onnx|pt2")
     if options.batch != "dynamic" and not (options.batch.isdecimal() and int(options.batch)):
         raise UserError(f"--batch expects dynamic or a number of images, got {options.batch}; try --batch 1")
-    backbone = open_source(options.source).backbone.to("cpu" if format == "onnx" else device_named(options.device))
+    backbone = open_source(options.source).image_backbone.to("cpu" if format == "onnx" else device_named(options.device))
     size = sides(options.img_size or backbone.config.img_size)
     if size != sides(backbone.config.img_size):
         backbone.set_input_size(size)

@@ -10,7 +10,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.flops import gmacs
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.cli.flags import Common, closest, parse
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _width(backbone: Backbone) -> str:
+def _width(backbone: ImageBackbone) -> str:
     """Of the tokens; that of the first and of the last stage where they differ."""
     first, last = backbone.feature_info[0]["num_chs"], backbone.num_features
     return str(last) if first == last else f"{first}-{last}"

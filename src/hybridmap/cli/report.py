@@ -46,12 +46,12 @@ def write(run: Run, *, device: str = "auto", images: int = 8, title: str | None 
     data = evaluation_data(run, split="all" if getattr(run.data, "split", "all") == "all" else "test")
     inputs = sample_images(data, images).to(chosen)
     shown = denormalise(inputs, data.mean, data.std).expand(-1, 3, -1, -1)
-    pictures = {"features": feature_picture(run.backbone, inputs, shown)}
+    pictures = {"features": feature_picture(run.image_backbone, inputs, shown)}
     if isinstance(learner, Predicts):
         photo = image_of(shown[0])
         pictures["reconstructions"] = sheet(reconstructions(learner, inputs, data.mean, data.std))
         pictures["own_choices"] = own_choices(learner, inputs[:1], photo)
-        pictures |= all_choices(photo, run.backbone.grid)
+        pictures |= all_choices(photo, run.image_backbone.grid)
     for name, picture in pictures.items():
         save(picture, run.path / "pictures" / f"{name}.png")
     return write_report(run.path, title=title)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import Backbone, ImageBackbone
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.cli.flags import RunOptions, closest
 from hybridmap.data.augment import Unchanged
@@ -39,6 +39,19 @@ class Source:
     backbone: Backbone
     data: Any = None
     """The Dataset.Config that it was trained on; None where that is not known."""
+
+    @property
+    def image_backbone(self) -> ImageBackbone:
+        """The backbone, for what is about images.
+
+        Raises:
+            UserError: if it takes something else.
+        """
+        if not isinstance(self.backbone, ImageBackbone):
+            raise UserError(
+                f"this is about images, but the network of {self.name} ({type(self.backbone).__name__}) takes clouds of points"
+            )
+        return self.backbone
 
 
 @dataclass(frozen=True, kw_only=True)

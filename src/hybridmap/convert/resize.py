@@ -8,6 +8,7 @@ import torch
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor
 
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.vim import Vim, class_positions
 from hybridmap.convert.origin import Loaded
 from hybridmap.convert.vim import Positions
@@ -31,6 +32,8 @@ def resized(loaded: Loaded, img_size: int | tuple[int, int], official_vim_resize
     if loaded.config is None:
         raise UserError("positions can be resampled only where the file says which backbone it is of; leave the size out")
     backbone = loaded.build()
+    if not isinstance(backbone, ImageBackbone):
+        raise UserError("only networks for images have an image size; leave it out")
     before = backbone.grid
     backbone.set_input_size(img_size)
     weights = loaded.weights | {name: value for name, value in backbone.state_dict().items() if name in loaded.weights}
@@ -62,8 +65,8 @@ def with_channels(loaded: Loaded, in_chans: int) -> Loaded:
     Raises:
         UserError: if it is not known which network the weights belong to, or the rule does not say how.
     """
-    if loaded.config is None:
-        raise UserError("channels can be adapted only where the file says which backbone it is of; leave them out")
+    if not isinstance(loaded.config, ImageBackbone.Config):
+        raise UserError("channels can be adapted only where the file says which network for images it is of; leave them out")
     if in_chans < 1:
         raise UserError(f"an image has at least one channel, got in_chans={in_chans}")
     if in_chans == loaded.config.in_chans:

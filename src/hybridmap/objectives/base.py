@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from hybridmap import config as configuration
 from hybridmap.backbones.base import Backbone
-from hybridmap.backbones.sequence import sides
 from hybridmap.config import Configurable
 from hybridmap.errors import UserError
 from hybridmap.layers.pos_embed import on_grid
@@ -145,12 +144,11 @@ class PatchObjective(Objective):
         super().__init__(config, config.backbone.masked_encoder())
 
     def usual_patches(self) -> Patches:
-        """Those of one blank image of the configured size, on the host: to count and to refuse before the first step."""
-        backbone = self.config.backbone
-        return self.backbone.partition(torch.zeros(1, backbone.in_chans, *sides(backbone.img_size), device="cpu"))
+        """Those of one blank input of the configured size, on the host: to count and to refuse before the first step."""
+        return self.backbone.partition(self.backbone.blank())
 
     def forward(self, batch: Batch) -> Loss:
-        patches = self.backbone.partition(batch.inputs)
+        patches = self.backbone.partition(batch.inputs, batch.step_key)
         return self.step(patches, self.draw(patches, batch), batch.key)
 
     @abstractmethod

@@ -96,7 +96,7 @@ class MAP(PatchObjective):
         self.mixing: Mixing = config.mixing.build()
         self.masking: Masking = config.masking.build()
         self.regions: Regions = config.regions.build()
-        patch_values = config.backbone.patch_size**2 * config.backbone.in_chans
+        patch_values = self.backbone.patch_values
         self.target: Target = config.target.build(
             width=config.decoder.width, grid=self.backbone.grid, patch_values=patch_values
         )

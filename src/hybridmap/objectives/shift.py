@@ -70,7 +70,7 @@ class FromEarlier(PatchObjective):
         usual = self.usual_patches()
         self._usual_ends = usual.grid, self.ends(usual)
         self.check_scan(usual)
-        self.decoder: QueryDecoder = self.build_decoder(config.backbone.patch_size**2 * config.backbone.in_chans)
+        self.decoder: QueryDecoder = self.build_decoder(self.backbone.patch_values)
 
     def build_decoder(self, patch_values: int) -> QueryDecoder:
         """The decoder for this backbone, whose patches hold so many values."""

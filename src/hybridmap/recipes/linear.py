@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from hybridmap.backbones import find
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop, RandomResizedCrop
 from hybridmap.tasks.classification import Accuracy
@@ -18,7 +18,7 @@ from hybridmap.train.recipe import Recipe, TrainConfig
 from hybridmap.train.schedule import Cosine
 
 
-def _linear(backbone: Backbone.Config, *, epochs: float = 90.0) -> Recipe:
+def _linear(backbone: ImageBackbone.Config, *, epochs: float = 90.0) -> Recipe:
     """Source: facebookresearch/mae:FINETUNE.md, main_linprobe.py, util/lars.py, util/crop.py @ efb2a80.
 
     Differs from source: a crop that does not fit into the image is drawn again, as torchvision does, where the source cuts it.

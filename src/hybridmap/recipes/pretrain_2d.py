@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from hybridmap.backbones import find
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.config import Config, override
 from hybridmap.data.augment import RandAugment
 from hybridmap.data.folder import ImageFolder
@@ -40,7 +40,7 @@ def _pretrain(learner: Config) -> Recipe:
     )
 
 
-def _hybridnet(size: Size, preset: Literal["code", "paper"] = "code") -> Backbone.Config:
+def _hybridnet(size: Size, preset: Literal["code", "paper"] = "code") -> ImageBackbone.Config:
     return find(f"hybridnet_{size}_patch16_224", preset)
 
 
@@ -68,7 +68,7 @@ def _mae_mask(recipe: Recipe) -> Recipe:
     return override(recipe, {"learner.decoder_mask": "mae", "learner.masking.ratio": 0.75})
 
 
-def _mae_vit(backbone: Backbone.Config) -> Recipe:
+def _mae_vit(backbone: ImageBackbone.Config) -> Recipe:
     """MAE itself, to the letter of its source."""
     learner = MAP.Config(
         backbone=backbone,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from hybridmap.backbones import find
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.config import override
 from hybridmap.data.augment import RandAugment, ThreeAugment
 from hybridmap.data.folder import ImageFolder
@@ -81,7 +81,7 @@ def _direct(size: Size, epochs: int, preset: Literal["code", "paper"] = "code") 
     return override(_stage(size, 2, preset), {"train.epochs": epochs})
 
 
-def _vit(backbone: Backbone.Config, *, base_lr: float, layer_decay: float, drop_path: float, epochs: int) -> Recipe:
+def _vit(backbone: ImageBackbone.Config, *, base_lr: float, layer_decay: float, drop_path: float, epochs: int) -> Recipe:
     """MAE's fine-tuning: the mean of the patches, layer-wise learning rates.
 
     Source: facebookresearch/mae:FINETUNE.md, main_finetune.py @ efb2a80.

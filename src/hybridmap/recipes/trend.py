@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.config import Config
 from hybridmap.data.bundled import BundledPhotos
@@ -122,13 +122,13 @@ def same_share(before: Recipe, after: Recipe) -> Recipe:
     return replace(after, learner=replace(small, masking=replace(small.masking, count=scaled)))
 
 
-def _patches(backbone: Backbone.Config) -> int:
+def _patches(backbone: ImageBackbone.Config) -> int:
     size = backbone.img_size
     height, width = (size, size) if isinstance(size, int) else size
     return (height // backbone.patch_size) * (width // backbone.patch_size)
 
 
-def _network(backbone: Backbone.Config, width: int, layers: int, channels: int) -> Backbone.Config:
+def _network(backbone: ImageBackbone.Config, width: int, layers: int, channels: int) -> ImageBackbone.Config:
     """The same kind of network, small."""
     small: dict[str, Any] = {"in_chans": channels, "drop_path": 0.0}
     if isinstance(backbone, HierarchicalBackbone.Config):
@@ -147,7 +147,7 @@ def _layout(layout: str, layers: int) -> str:
     return "".join(layout[i * len(layout) // layers] for i in range(layers))
 
 
-def _images(given: Config, split: str, backbone: Backbone.Config, root: str, *, augment: bool = False) -> Config:
+def _images(given: Config, split: str, backbone: ImageBackbone.Config, root: str, *, augment: bool = False) -> Config:
     """The images of this scale. ``augment``: windows of many sizes, mirrored, for pretraining."""
     size: Any = backbone.img_size
     extra: dict[str, Any] = {"views": views} if augment and (views := getattr(given, "views", None)) is not None else {}

@@ -28,7 +28,7 @@ from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
 from hybridmap import ops
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.hierarchical import HierarchicalBackbone, Stage
 from hybridmap.backbones.mambavision import WindowStage
 from hybridmap.backbones.sequence import SequenceBackbone
@@ -239,7 +239,7 @@ def _scan(x: Float[Tensor, "B L E"], p: Parameters, reverse: bool = False) -> Sc
     return Scan(inputs=Direction(*scan_inputs(c, p)), reverse=reverse)
 
 
-def mixers(backbone: Backbone) -> list[nn.Module]:
+def mixers(backbone: ImageBackbone) -> list[nn.Module]:
     """What mixes the tokens of each layer, in execution order; a block without a known mixer stands for itself."""
     if isinstance(backbone, SequenceBackbone):
         blocks = list(backbone.layers)
@@ -292,7 +292,7 @@ def _mirrored(found: TokenMap) -> TokenMap:
 
 @torch.no_grad()
 def capture(
-    backbone: Backbone, images: Float[Tensor, "B C H W"], layers: Collection[int], keep: Callable[[TokenMap], T]
+    backbone: ImageBackbone, images: Float[Tensor, "B C H W"], layers: Collection[int], keep: Callable[[TokenMap], T]
 ) -> dict[int, T]:
     """Run the network once on normalised ``images``: layer number -> what ``keep`` makes of its map.
 

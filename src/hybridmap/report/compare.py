@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.config import Config
 from hybridmap.data.image_transforms import denormalise, normalise
 from hybridmap.files import replace_file
@@ -59,7 +59,7 @@ class Entry:
     label: str
     path: Path
     learner: nn.Module
-    backbone: Backbone
+    backbone: ImageBackbone
     data: Any
     """The Dataset.Config of its evaluation images: their size, mean and deviation."""
     recipe: Config

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.sequence import SequenceBackbone
 from hybridmap.errors import UserError
 from hybridmap.report.attention_maps import TokenMap, capture, is_known, mixers
@@ -70,7 +70,7 @@ class Explanation:
 
 
 def explain(
-    backbone: Backbone,
+    backbone: ImageBackbone,
     image: Float[Tensor, "1 C H W"],
     *,
     layers: Sequence[int] | None = None,
@@ -153,7 +153,7 @@ def _share(title: str, heard: Float[Tensor, "L"], places: Int[Tensor, "L"], grid
     return Share(title=title, patches=raster.view(grid).cpu(), prefix=float(heard[~on_grid].sum()))
 
 
-def sequence_of(backbone: Backbone, patches: Patches) -> Int[Tensor, "L"]:
+def sequence_of(backbone: ImageBackbone, patches: Patches) -> Int[Tensor, "L"]:
     """The raster index of the patch at each place of the sequence that layers see; -1 for a prefix token."""
     source = patches.source[0]
     if not isinstance(backbone, SequenceBackbone):
@@ -165,7 +165,7 @@ def sequence_of(backbone: Backbone, patches: Patches) -> Int[Tensor, "L"]:
 
 
 @torch.enable_grad()
-def read_tokens(backbone: Backbone, patches: Patches) -> Bool[Tensor, "L"]:
+def read_tokens(backbone: ImageBackbone, patches: Patches) -> Bool[Tensor, "L"]:
     """Which tokens of the sequence the network reads out: those by which its read-out has a gradient; of a map all."""
     length = len(sequence_of(backbone, patches))
     if not isinstance(backbone, SequenceBackbone):

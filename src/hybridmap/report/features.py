@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.hierarchical import HierarchicalBackbone
 from hybridmap.errors import UserError
 from hybridmap.report.canvas import Tile, image_of, sized, tiles
@@ -58,7 +58,7 @@ def components(features: Float[Tensor, "B D rows columns"]) -> Components:
     return Components(colours=colours.float().view(batch, rows, columns, 3), shares=tuple(shares))
 
 
-def depths_of(backbone: Backbone, count: int = 4) -> list[int]:
+def depths_of(backbone: ImageBackbone, count: int = 4) -> list[int]:
     """Numbers of ``count`` layers (of a hierarchical network: stages), evenly spaced up to the last one.
 
     >>> from hybridmap.backbones.vit import ViT
@@ -71,7 +71,7 @@ def depths_of(backbone: Backbone, count: int = 4) -> list[int]:
 
 @torch.no_grad()
 def feature_components(
-    backbone: Backbone, images: Float[Tensor, "B C H W"], depths: Sequence[int] | None = None
+    backbone: ImageBackbone, images: Float[Tensor, "B C H W"], depths: Sequence[int] | None = None
 ) -> dict[int, Components]:
     """Depth -> components of the patch features behind that layer (or stage), as the final norm shows them.
 
@@ -93,7 +93,10 @@ def feature_components(
 
 
 def feature_picture(
-    backbone: Backbone, images: Float[Tensor, "B C H W"], shown: Float[Tensor, "B 3 H W"], depths: Sequence[int] | None = None
+    backbone: ImageBackbone,
+    images: Float[Tensor, "B C H W"],
+    shown: Float[Tensor, "B 3 H W"],
+    depths: Sequence[int] | None = None,
 ) -> Image.Image:
     """A row per image: ``shown`` (the images in values from 0 to 1), then the components at each depth."""
     kind = "stage" if isinstance(backbone, HierarchicalBackbone) else "layer"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.errors import UserError
 from hybridmap.layers.pos_embed import on_grid
 from hybridmap.tasks.classifier import Classifier
@@ -41,7 +41,7 @@ class LinearClassification(Classifier):
 
     def __init__(self, config: LinearClassification.Config) -> None:
         super().__init__(config)
-        self.backbone: Backbone = config.backbone.image_encoder().build().requires_grad_(False)
+        self.backbone: ImageBackbone = config.backbone.image_encoder().build().requires_grad_(False)
         self.norm = nn.BatchNorm1d(self.backbone.num_features, affine=False, eps=1e-6)
         self.head = nn.Linear(self.backbone.num_features, config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)

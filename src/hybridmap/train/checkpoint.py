@@ -34,15 +34,16 @@ class BrokenFile(UserError):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and the JSON-able ``record`` as a whole or not at all.
+    """Write ``tensors`` and the JSON-able ``record`` as a whole or not at all, into a directory that is there: a run that was
+    deleted meanwhile is not to come back in parts.
 
     Raises:
-        UserError: if the disk is full or not writable; whatever was at ``path`` before is still there.
+        UserError: if the directory is gone, or the disk is full or not writable; whatever was at ``path`` before is still there.
     """
     host = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     record = json.loads(json.dumps(record))  # as it is going to be read
     text = json.dumps({**record, "checksum": _checksum(host, record)}, sort_keys=True)
-    with replacing(path) as temporary:
+    with replacing(path, make=False) as temporary:
         save_file(host, temporary, metadata={METADATA: text})
 
 

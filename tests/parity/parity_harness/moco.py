@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridmap.backbones.base import Backbone
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.objectives.moco import MoCo
 from hybridmap.types import Batch, Features, Patches
 from parity_harness.recording import Recording
 
 
-class Toy(Backbone):
+class Toy(ImageBackbone):
     """Images of one pixel with many channels, a linear map, ReLU: the part of the recorded encoder before ``fc``."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Backbone.Config):
+    class Config(ImageBackbone.Config):
         pass
 
     def __init__(self, config: Toy.Config) -> None:
