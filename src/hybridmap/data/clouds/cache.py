@@ -96,7 +96,7 @@ class Ordered(CloudSource):
 def _read(path: Path, cloud: Cloud, count: int) -> Int[np.ndarray, "m"] | None:
     """The order in a file, unless there is none, it is damaged, or it is not that of this cloud."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             index, points = file["index"], file["points"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

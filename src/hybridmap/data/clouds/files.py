@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,8 +180,14 @@ def _from_mesh(path: str, kind: str, count: int) -> Float[np.ndarray, "n 3"]:
     except Exception:
         # Readers of four formats raise whatever they like; for the caller each of them is a file that cannot be read.
         raise UnreadableImage(path, f"it is not a whole {kind} file") from None
+    if not sum(map(len, vertices)):
+        raise UnreadableImage(path, "neither faces nor points can be read from it")
+    promised = _promised(kind, bytes(data[:65536]))
+    if sum(map(len, vertices)) < promised[0] or sum(map(len, faces)) < promised[1]:
+        # trimesh is content with the lines that are there.
+        raise UnreadableImage(path, f"it is cut off: its header promises {promised[0]} points and {promised[1]} faces")
     if not triangles:
-        return finite_points(path, np.concatenate(vertices) if vertices else np.empty((0, 3)))
+        return finite_points(path, np.concatenate(vertices))
     corners = np.concatenate(triangles)
     finite_points(path, corners.reshape(-1, 3))
     with np.errstate(over="ignore"):
@@ -189,3 +196,12 @@ def _from_mesh(path: str, kind: str, count: int) -> Float[np.ndarray, "n 3"]:
         raise UnreadableImage(path, f"its {len(corners)} faces have no area")
     key = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     return sample_surface(corners, count, generator_of(_STREAM, key))[0].astype(np.float32)
+
+
+def _promised(kind: str, head: bytes) -> tuple[int, int]:
+    """(points, faces) that the header of a PLY or OFF file promises; zeros where the format has none."""
+    if kind == ".ply":
+        counts = dict(re.findall(rb"^element (vertex|face) (\d+)\s*$", head.partition(b"end_header")[0], re.MULTILINE))
+        return int(counts.get(b"vertex", 0)), int(counts.get(b"face", 0))
+    found = re.search(rb"OFF\s*(\d+)\s+(\d+)", re.sub(rb"#[^\n]*", b"", head)) if kind == ".off" else None
+    return (int(found[1]), int(found[2])) if found else (0, 0)
