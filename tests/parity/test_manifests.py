@@ -13,15 +13,19 @@ from torch import Tensor
 
 from hybridmap.convert import convert, origin_of
 from hybridmap.objectives.arm import ARMDecoder, ClusterAR
+from hybridmap.objectives.chamfer import Chamfer
 from hybridmap.objectives.decoder import MAEDecoder, MAPDecoder
 from hybridmap.objectives.map import MAP
+from hybridmap.objectives.point_decoder import PointDecoder
 
-SUPPORTED = ("map", "reg", "mae", "mambavision", "vim", "arm-pretrain", "arm-finetune")
+SUPPORTED = ("map", "reg", "mae", "mambavision", "vim", "arm-pretrain", "arm-finetune", "mamba3d", "pointmap", "point-mae")
 
 OBJECTIVES: dict[str, tuple[Any, Any]] = {
     "map": (MAPDecoder, MAP),
     "mae": (MAEDecoder, MAP),
     "arm-pretrain": (ARMDecoder, ClusterAR),
+    "pointmap": (PointDecoder, MAP),
+    "point-mae": (PointDecoder, MAP),
 }
 """Family -> the decoder and the objective of its pretraining."""
 
@@ -58,8 +62,9 @@ def test_every_official_tensor_converts_and_finds_its_place(path: Path, name: st
     if loaded.decoder:
         options = {name: loaded.decoder[name] for name in ("width", "depth", "num_heads", "mlp_ratio")}
         decoder_kind, objective_kind = OBJECTIVES[kind]
+        target = {"target": Chamfer.Config()} if decoder_kind is PointDecoder else {}
         with torch.device("meta"):
-            objective = objective_kind.Config(backbone=loaded.config, decoder=decoder_kind.Config(**options)).build()
+            objective = objective_kind.Config(backbone=loaded.config, decoder=decoder_kind.Config(**options), **target).build()
         wanted = {key: value for key, value in loaded.weights.items() if key.startswith("decoder.")}
         ours = {key: value for key, value in objective.state_dict().items() if key.startswith("decoder.")}
         assert shapes(ours) == shapes(wanted)

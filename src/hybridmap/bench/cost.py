@@ -14,7 +14,6 @@ from __future__ import annotations
 import torch
 
 from hybridmap.backbones.flops import flops, flops_of
-from hybridmap.objectives.moco import MoCo
 from hybridmap.train.recipe import Recipe
 from hybridmap.types import Batch
 
@@ -32,7 +31,7 @@ def operations(recipe: Recipe) -> float:
     data = recipe.data
     with torch.device("meta"):
         learner = recipe.learner.build()
-    if isinstance(learner, MoCo):  # does not run without numbers: one crop is learnt from, the other only looked at
+    if hasattr(learner, "key_backbone"):  # needs numbers to run: one crop is learnt from, the other only looked at
         return 4.0 * flops(learner.backbone, data.image_size)  # type: ignore[attr-defined]
     with torch.device("meta"):
         images = torch.empty(_FEW, len(data.mean), *data.image_size)  # type: ignore[attr-defined]
@@ -45,8 +44,8 @@ def operations(recipe: Recipe) -> float:
 
 def estimate_hours(recipe: Recipe, reference: Recipe, *, devices: int = 8, images: int = IMAGES) -> float | None:
     """Hours of a recipe on so many H200s, by what ``reference``, the recipe that was measured, does on one; None where the
-    recipe counts steps instead of epochs."""
-    if recipe.train.epochs is None:
+    recipe counts steps instead of epochs, or is not about images."""
+    if recipe.train.epochs is None or not hasattr(recipe.data, "image_size"):
         return None
     rate = MEASURED_IMAGES_PER_S * devices * operations(reference)
     return recipe.train.epochs * images * operations(recipe) / (rate * 3600)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from hybridmap.backbones.base import ImageBackbone
 from hybridmap.cli.flags import Common, parse
 from hybridmap.cli.runs import Run, device_named, evaluation_data, open_run, sample_images
 from hybridmap.data.image_transforms import denormalise
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(run: Run, *, device: str = "auto", images: int = 8, title: str | None = None) -> Path:
-    """Draw the run's features, and what its objective sees and predicts if it does, then write the page."""
+    """Draw the run's features, and what its objective sees and predicts if it does, then write the page. Of runs on clouds of
+    points there are no pictures yet."""
+    if not isinstance(run.backbone, ImageBackbone):
+        return write_report(run.path, title=title)
     chosen = device_named(device)
     learner = run.learner.to(chosen).eval()
     # Held-out images where there are any: a run on all images has none, and a part of a small folder may be unreadable.

@@ -18,10 +18,11 @@ from hybridmap.backbones.base import Backbone, ImageBackbone
 from hybridmap.backbones.names import ALIASES, MODELS
 from hybridmap.cli.flags import RunOptions, closest
 from hybridmap.data.augment import Unchanged
-from hybridmap.data.base import Dataset
+from hybridmap.data.base import Dataset, ImageDataset
 from hybridmap.data.bundled import BundledPhotos
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop, normalise
+from hybridmap.data.point_clouds import PointClouds
 from hybridmap.errors import UserError
 from hybridmap.ops.backend import show_config
 from hybridmap.train.recipe import Recipe
@@ -38,7 +39,7 @@ class Source:
     """As the user called it."""
     backbone: Backbone
     data: Any = None
-    """The Dataset.Config that it was trained on; None where that is not known."""
+    """The ImageDataset.Config that it was trained on; None where that is not known."""
 
     @property
     def image_backbone(self) -> ImageBackbone:
@@ -195,7 +196,7 @@ def spread_data_flags(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
-def sample_images(data: Dataset.Config, count: int) -> Float[Tensor, "B C H W"]:
+def sample_images(data: ImageDataset.Config, count: int) -> Float[Tensor, "B C H W"]:
     """A few normalised images, evenly spread over the data set, the same ones each time."""
     dataset = data.build()
     count = min(count, len(dataset))
@@ -203,7 +204,7 @@ def sample_images(data: Dataset.Config, count: int) -> Float[Tensor, "B C H W"]:
     return normalise(dataset.samples(indices, indices).images, data.mean, data.std)
 
 
-def read_images(paths: Sequence[str], data: Dataset.Config) -> Float[Tensor, "B C H W"]:
+def read_images(paths: Sequence[str], data: ImageDataset.Config) -> Float[Tensor, "B C H W"]:
     """Image files of any size and format, cropped in the middle to the size of ``data``, normalised; grey if ``data`` is.
 
     Raises:
@@ -230,7 +231,7 @@ def shrink(recipe: Recipe) -> Recipe:
 
     little: Any = scale_down(recipe)
     learner: Any = recipe.learner
-    size = little.learner.backbone.img_size
+    size = getattr(little.learner.backbone, "img_size", 0)  # clouds have none
     exams = {name: shrink_exam(exam, size) for name, exam in recipe.exams.items()}
     classes = {"num_classes": learner.num_classes} if hasattr(learner, "num_classes") else {}
     return replace(little, learner=replace(little.learner, **classes), data=_small(recipe.data, size), exams=exams)
@@ -245,6 +246,8 @@ def shrink_exam(exam: Any, size: int = 32) -> Any:
 
 
 def _small(data: Any, size: int) -> Any:
+    if isinstance(data, PointClouds.Config):
+        return replace(data, points=64, workers=0)
     few = {"per_source": 4} if isinstance(data, BundledPhotos.Config) else {}
     return replace(data, size=size, workers=0, **few)
 

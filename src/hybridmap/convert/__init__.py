@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hybridmap.convert.arm_finetune import ArmFinetune
 from hybridmap.convert.arm_pretrain import ArmPretrain
+from hybridmap.convert.clouds import OfficialHybrid3D, OfficialPointMamba, OfficialPointTransformer
 from hybridmap.convert.mae_pretrain import MaePretrain
 from hybridmap.convert.mae_vit import MaeViT
 from hybridmap.convert.mamba_reg import MambaReg
@@ -38,6 +39,9 @@ ORIGINS: tuple[Origin, ...] = (
     ArmFinetune(),
     VimClassifier(),
     VMambaV2(),
+    OfficialHybrid3D(),
+    OfficialPointTransformer(),
+    OfficialPointMamba(),
 )
 """Every kind of official file that can be read. At most one recognises a file."""
 

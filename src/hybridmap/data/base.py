@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Int
@@ -46,7 +46,7 @@ class Sample:
     """One image."""
 
     image: Tensor
-    """(C, height, width); uint8 is yet to be normalised, float32 already is."""
+    """(C, height, width); uint8 is yet to be normalised, float32 already is. Or a cloud of points (P, 3), float32."""
     label: int
     """Its class, -1 where the data set has none."""
     path: str
@@ -58,7 +58,7 @@ class Samples:
     """A batch of images as the workers hand it over."""
 
     images: Tensor
-    """(B, C, height, width), uint8 or float32 as in ``Sample``."""
+    """(B, C, height, width), uint8 or float32 as in ``Sample``; or clouds (B, P, 3)."""
     labels: Int[Tensor, "B"]
     """Classes, -1 where there are none."""
     paths: tuple[str, ...]
@@ -92,44 +92,29 @@ def key_of_view(key: int, view: int | None) -> int:
 
 
 class Dataset(Configurable):
-    """A finite, ordered set of images. Concrete classes say how many there are and make one of them."""
+    """Abstract: a finite, ordered set of images or of clouds. Concrete classes say how many there are and make one of them."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Config):
-        size: int | tuple[int, int] = 224
-        """Height and width of the images handed out, in pixels; one number for a square."""
         workers: int = 0
         """Processes that prepare images besides the one that trains; 0 prepares them in it. The samples are the same."""
         on_error: Literal["substitute", "fail"] = "substitute"
         """What becomes of an image that cannot be read: replaced by the next readable one and counted, or the run stops."""
-        mean: tuple[float, ...] = IMAGENET_MEAN
-        """Mean per channel that is subtracted, where white is 1."""
-        std: tuple[float, ...] = IMAGENET_STD
-        """Standard deviation per channel that is divided by, where white is 1."""
         views: int = 1
         """Independent crops of each image in a training batch; two for contrastive objectives."""
         repeats: int = 1
         """Times that an image comes in a row, each time cropped and augmented anew; an epoch then has so many fewer images."""
 
         def __post_init__(self) -> None:
-            if min(self.image_size) < 1:
-                raise UserError(f"data.size must be at least 1 pixel, got {self.size}")
             if self.workers < 0:
                 raise UserError(f"data.workers must be 0 or more, got {self.workers}")
             for name in ("views", "repeats"):
                 if getattr(self, name) < 1:
                     raise UserError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-            if len(self.mean) != len(self.std):
-                raise UserError(f"data.mean and data.std need one number per channel, got {self.mean} and {self.std}")
-            if min(self.std) <= 0:
-                raise UserError(f"data.std must be positive in every channel, got {self.std}")
-
-        @property
-        def image_size(self) -> tuple[int, int]:
-            """(height, width) in pixels."""
-            return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     config: Dataset.Config
+    noun: ClassVar[str] = "images"
+    """What its samples are, in messages."""
     classes: tuple[str, ...] | None = None
     """Class names by label; None where the images have no labels."""
     blocks: tuple[int, ...] | None = None
@@ -137,6 +122,10 @@ class Dataset(Configurable):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def empty(self) -> Tensor:
+        """A batch of no samples."""
 
     @abstractmethod
     def sample(self, index: int, key: int) -> Sample:
@@ -168,9 +157,8 @@ class Dataset(Configurable):
                 kept_keys.append(key)
             elif substitute:
                 path, reason = next(iter(skipped.items()))
-                raise UserError(f"none of the {len(self)} images can be read; the first of them is {path}: {reason}")
-        height, width = self.config.image_size
-        images = _stacked([s.image for s in found]) if found else torch.empty(0, 3, height, width, dtype=torch.uint8)
+                raise UserError(f"none of the {len(self)} {self.noun} can be read; the first of them is {path}: {reason}")
+        images = _stacked([s.image for s in found]) if found else self.empty()
         return Samples(
             images=images,
             labels=torch.tensor([s.label for s in found], dtype=torch.int64),
@@ -201,12 +189,16 @@ class Dataset(Configurable):
         """
         return images
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """A batch as the network gets it, on its device."""
+        return images
+
     def finish(self, images: Tensor, keys: Sequence[int]) -> Tensor:
         """A training batch as the network gets it, from an augmented one, on its device: normalised.
 
         ``keys`` are those of the images, on the host. Data sets that change images after that say so here.
         """
-        return normalise(images, self.config.mean, self.config.std)
+        return self.normalised(images)
 
     def labelled(self) -> tuple[str, ...]:
         """The class names, for tasks that cannot do without.
@@ -221,3 +213,38 @@ class Dataset(Configurable):
     def describe(self) -> str:
         """A few words that name this data set in messages."""
         return type(self).__name__
+
+
+class ImageDataset(Dataset):
+    """Abstract: images of one size."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Dataset.Config):
+        size: int | tuple[int, int] = 224
+        """Height and width of the images handed out, in pixels; one number for a square."""
+        mean: tuple[float, ...] = IMAGENET_MEAN
+        """Mean per channel that is subtracted, where white is 1."""
+        std: tuple[float, ...] = IMAGENET_STD
+        """Standard deviation per channel that is divided by, where white is 1."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if min(self.image_size) < 1:
+                raise UserError(f"data.size must be at least 1 pixel, got {self.size}")
+            if len(self.mean) != len(self.std):
+                raise UserError(f"data.mean and data.std need one number per channel, got {self.mean} and {self.std}")
+            if min(self.std) <= 0:
+                raise UserError(f"data.std must be positive in every channel, got {self.std}")
+
+        @property
+        def image_size(self) -> tuple[int, int]:
+            """(height, width) in pixels."""
+            return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    config: ImageDataset.Config
+
+    def empty(self) -> Tensor:
+        return torch.empty(0, 3, *self.config.image_size, dtype=torch.uint8)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.config.mean, self.config.std)

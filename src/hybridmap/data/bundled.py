@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridmap.data.base import Dataset, Sample, Samples, key_of_view
+from hybridmap.data.base import ImageDataset, Sample, Samples, key_of_view
 from hybridmap.data.image_transforms import RandomResizedCrop
 from hybridmap.errors import UserError
 from hybridmap.hashing import uniform, uniform_int
@@ -93,11 +93,11 @@ def _grey_pictures() -> dict[str, Float[Tensor, "H W"]]:
     return pictures
 
 
-class BundledPhotos(Dataset):
+class BundledPhotos(ImageDataset):
     """About 18 pictures, cut in halves; ``per_source`` crops of each half, every crop's place and scale decided by its key."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Dataset.Config):
+    class Config(ImageDataset.Config):
         size: int | tuple[int, int] = 64
         """Height and width of the crops, in pixels; one number for a square."""
         split: Literal["train", "test"] = "train"

@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from hybridmap.data.augment import Augment, Unchanged
-from hybridmap.data.base import Dataset, Sample
+from hybridmap.data.base import ImageDataset, Sample
 from hybridmap.data.decode import decode
 from hybridmap.data.erasing import erase
 from hybridmap.data.image_transforms import Crop, RandomResizedCrop
@@ -25,11 +25,11 @@ from hybridmap.data.source import Source
 from hybridmap.errors import UserError
 
 
-class ImageFolder(Dataset):
+class ImageFolder(ImageDataset):
     """The images at one place, in the order in which its source has them."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Dataset.Config):
+    class Config(ImageDataset.Config):
         root: str = ""
         """A directory of images, searched with all below it (names that start with a dot are passed over); a directory of
         .tar or .parquet shards; or an address of shards with braces, such as https://host/shard-{000000..001280}.tar."""

@@ -35,7 +35,6 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from hybridmap.data.base import Dataset, Samples, key_of_view
-from hybridmap.data.image_transforms import normalise
 from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
 from hybridmap.types import Batch
@@ -418,7 +417,7 @@ def each(
     workers: int | None = None,
     seed: int = 0,
     skipped: dict[str, str] | None = None,
-) -> Iterator[tuple[Float[Tensor, "B C H W"], Int[Tensor, "B"], tuple[str, ...]]]:
+) -> Iterator[tuple[Float[Tensor, "B ..."], Int[Tensor, "B"], tuple[str, ...]]]:
     """One pass in order, for evaluation: (normalised inputs, labels, paths), every readable image once.
 
     Random crops are drawn from the same key each time, so that two passes see the same images. The last batch may be smaller.
@@ -439,8 +438,8 @@ def each(
         skipped |= samples.skipped
         if samples.paths:
             delivered += len(samples.paths)
-            images = normalise(_on(device, dataset, samples, None), dataset.config.mean, dataset.config.std)
+            images = dataset.normalised(_on(device, dataset, samples, None))
             yield images, samples.labels.to(device, non_blocking=True), samples.paths
     if not delivered:
         path, reason = next(iter(skipped.items()))
-        raise UserError(f"none of the {len(dataset)} images can be read; the first of them is {path}: {reason}")
+        raise UserError(f"none of the {len(dataset)} {dataset.noun} can be read; the first of them is {path}: {reason}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridmap.data.base import Dataset, Sample, Samples, key_of_view
+from hybridmap.data.base import ImageDataset, Sample, Samples, key_of_view
 from hybridmap.errors import UserError
 from hybridmap.hashing import uniform
 
@@ -20,14 +20,14 @@ _STREAM = 0x67726174
 """The hash stream that phases, colours and noise come from."""
 
 
-class Synthetic(Dataset):
+class Synthetic(ImageDataset):
     """``length`` images (3, height, width), about mean 0 and variance 1, each a function of its label and key alone.
 
     Views of an image are other gratings of its class.
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Dataset.Config):
+    class Config(ImageDataset.Config):
         length: int = 1024
         """Images in one pass through the set."""
         num_classes: int = 10

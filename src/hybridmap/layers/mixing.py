@@ -43,7 +43,7 @@ class Mixing(Configurable):
         if not (0 <= config.probability <= 1 and 0 <= config.switch <= 1):
             raise UserError(f"probabilities must lie between 0 and 1, got {config.probability} and {config.switch}")
 
-    def __call__(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B C H W"], float]:
+    def __call__(self, images: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], float]:
         """(mixed images, share ``lam`` that each image kept); 1.0 where this batch is left alone."""
         config = self.config
         alphas = {"mixup": config.mixup, "cutmix": config.cutmix}
@@ -54,12 +54,12 @@ class Mixing(Configurable):
         return blend(images, lam) if kind == "mixup" else cut(images, lam, _uniform(), _uniform())
 
 
-def blend(images: Float[Tensor, "B C H W"], lam: float) -> tuple[Float[Tensor, "B C H W"], float]:
+def blend(images: Float[Tensor, "B ..."], lam: float) -> tuple[Float[Tensor, "B ..."], float]:
     """Mixup with a given share."""
     return images * lam + images.flip(0) * (1 - lam), lam
 
 
-def cut(images: Float[Tensor, "B C H W"], lam: float, y: float, x: float) -> tuple[Float[Tensor, "B C H W"], float]:
+def cut(images: Float[Tensor, "B ..."], lam: float, y: float, x: float) -> tuple[Float[Tensor, "B ..."], float]:
     """CutMix with a box of sides sqrt(1 - lam) of the image's, centred at (y, x) in [0, 1), clipped at the border."""
     height, width = images.shape[-2:]
     top, bottom = _span(height, (1 - lam) ** 0.5, y)

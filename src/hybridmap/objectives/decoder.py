@@ -110,9 +110,12 @@ class InPlaceDecoder(Decoder):
 
     def place(self, seen: Float[Tensor, "B V W"], mask: Mask, patches: Patches) -> Float[Tensor, "B N W"]:
         """Embedded visible tokens in their places, mask tokens elsewhere, positions (resampled to the patches' grid) added."""
+        return self.filled(seen, mask) + self.positions(patches.source, patches)
+
+    def filled(self, seen: Float[Tensor, "B V W"], mask: Mask) -> Float[Tensor, "B N W"]:
+        """The same without positions."""
         batch, patch_count = mask.masked.shape
-        fill = self.mask_token.to(seen.dtype).expand(batch, patch_count, -1)
-        return put(seen, mask.visible, fill) + self.positions(patches.source, patches)
+        return put(seen, mask.visible, self.mask_token.to(seen.dtype).expand(batch, patch_count, -1))
 
 
 class MAPDecoder(InPlaceDecoder):

@@ -180,7 +180,7 @@ class Diffusion(nn.Module, Target):
         """
         if key is None:
             raise UserError("the diffusion loss draws noise from the keys of the samples; call step(patches, mask, batch.key)")
-        return self.error(pred, patches, _positions(patches, mask), key).mean()
+        return self.error(pred, patches, predicted_positions(patches, mask), key).mean()
 
     def error(
         self, state: Float[Tensor, "B N W"], patches: Patches, positions: Int[Tensor, "B M"], key: Int[Tensor, "B"]
@@ -221,7 +221,7 @@ class Diffusion(nn.Module, Target):
         self, pred: Float[Tensor, "B N W"], patches: Patches, key: Int[Tensor, "B"] | None = None
     ) -> Float[Tensor, "B N P"]:
         """One sample of every patch. Without a key the noise follows from the place in the batch."""
-        positions = _positions(patches, None)
+        positions = predicted_positions(patches, None)
         key = torch.arange(len(positions), device=positions.device) if key is None else key
         token_key = derive(key, positions, _STREAM)
         condition = self.condition(pred, patches, positions)
@@ -260,7 +260,7 @@ def exact(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _positions(patches: Patches, mask: Mask | None) -> Int[Tensor, "B M"]:
+def predicted_positions(patches: Patches, mask: Mask | None) -> Int[Tensor, "B M"]:
     """Of the masked patches, ascending; of all without a mask."""
     if mask is None:
         batch, count = patches.source.shape

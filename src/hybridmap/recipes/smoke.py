@@ -10,6 +10,7 @@ from hybridmap.config import Config
 from hybridmap.data.base import Dataset
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import RandomResizedCrop
+from hybridmap.data.point_clouds import MadeShapes, PointClouds
 from hybridmap.data.synthetic import Synthetic
 from hybridmap.objectives.decoder import MAPDecoder
 from hybridmap.objectives.map import MAP
@@ -22,6 +23,8 @@ from hybridmap.train.schedule import Cosine
 SIZE = 32
 """Pixels per side."""
 CLASSES = 4
+FOUR = ("box", "torus", "chair", "mug")
+"""Families of shapes, for clouds of so many classes."""
 
 
 def map_smoke() -> Recipe:
@@ -48,14 +51,14 @@ def map_smoke() -> Recipe:
 
 
 def scale_down(recipe: Recipe) -> Recipe:
-    """The same recipe at the smallest size: a small learner (:meth:`Config.small`), synthetic images, two steps of four.
+    """The same recipe at the smallest size: a small learner (:meth:`Config.small`), made-up inputs, two steps of four.
 
     What is under study stays (objective, masks, optimiser, schedule, exams); only sizes, data and duration change.
     """
     learner: Any = recipe.learner.small()
     if isinstance(learner, Classifier.Config):
         learner = replace(learner, num_classes=CLASSES)
-    size = learner.backbone.img_size
+    size = getattr(learner.backbone, "img_size", SIZE)
     return replace(
         recipe,
         learner=learner,
@@ -87,5 +90,7 @@ def small_exam(exam: Config, size: int = SIZE) -> Config:
 
 
 def _small_data(data: Any, size: int) -> Config:
+    if isinstance(data, PointClouds.Config):
+        return MadeShapes.Config(points=64, count=16, families=FOUR, augment=data.augment, sampling=data.sampling)
     kept = {name: getattr(data, name) for name in ("mean", "std", "views", "repeats")}
     return Synthetic.Config(size=size, length=16, num_classes=CLASSES, **kept)

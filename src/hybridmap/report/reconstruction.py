@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hybridmap.config import Config, Configurable
-from hybridmap.data.base import Dataset
+from hybridmap.data.base import ImageDataset
 from hybridmap.data.loader import each
 from hybridmap.errors import UserError
 from hybridmap.report.pictures import Predicts, reconstructions, sheet
@@ -20,7 +20,7 @@ class Reconstruction(Configurable):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Config):
-        test: Dataset.Config
+        test: ImageDataset.Config
         """Images, cropped without randomness; the first ``images`` of them are drawn."""
         images: int = 8
         """Rows of the picture."""

@@ -81,7 +81,7 @@ class Classification(Classifier):
 
     def step(
         self,
-        images: Float[Tensor, "B C H W"],
+        images: Float[Tensor, "B ..."],
         targets: Float[Tensor, "B classes"],
         averaged: Float[Tensor, "B classes"] | None = None,
     ) -> Loss:
@@ -114,7 +114,7 @@ class Classification(Classifier):
         self._average = average if progress >= self.config.mesa_start else None
 
     @torch.no_grad()
-    def _averaged_logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"] | None:
+    def _averaged_logits(self, images: Float[Tensor, "B ..."]) -> Float[Tensor, "B classes"] | None:
         """What the averaged weights answer, without drop path and with their own running statistics; None while nobody asks."""
         if self._average is None or not self.training:
             return None
@@ -125,7 +125,7 @@ class Classification(Classifier):
         finally:
             self.backbone.train()
 
-    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+    def logits(self, images: Float[Tensor, "B ..."]) -> Float[Tensor, "B classes"]:
         return self.backbone(images)
 
     def layer_ids(self) -> dict[str, int]:

@@ -43,7 +43,7 @@ class Classifier(nn.Module, Configurable):
         self.config = config
 
     @abstractmethod
-    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+    def logits(self, images: Float[Tensor, "B ..."]) -> Float[Tensor, "B classes"]:
         """The scores, images as they are."""
 
     def labels_of(self, batch: Batch) -> Int[Tensor, "B"]:

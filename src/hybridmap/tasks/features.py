@@ -76,12 +76,12 @@ def network_of(learner: nn.Module) -> Backbone:
     return backbone
 
 
-def describe(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+def describe(backbone: Backbone, images: Float[Tensor, "B ..."]) -> Float[Tensor, "B D"]:
     """One vector per image: all patches embedded, encoded with the network's own prefix tokens, and pooled."""
     return backbone.pooled(backbone.encode_visible(backbone.partition(images), None, prefix=True))
 
 
-def raw_pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+def raw_pixels(images: Float[Tensor, "B ..."]) -> Float[Tensor, "B D"]:
     """The images themselves as vectors: the baseline that any features have to beat."""
     return images.flatten(1)
 

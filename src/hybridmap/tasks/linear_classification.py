@@ -62,12 +62,12 @@ class LinearClassification(Classifier):
         """
         return self.step(batch.inputs, self.labels_of(batch))
 
-    def step(self, images: Float[Tensor, "B C H W"], labels: Int[Tensor, "B"]) -> Loss:
+    def step(self, images: Float[Tensor, "B ..."], labels: Int[Tensor, "B"]) -> Loss:
         """Cross-entropy in at least fp32. Public, because it is what gets compiled."""
         logits = self.logits(images)
         return Loss(total=F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels))
 
-    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+    def logits(self, images: Float[Tensor, "B ..."]) -> Float[Tensor, "B classes"]:
         with torch.no_grad():
             features = describe(self.backbone, images)
         return self.head(self.norm(features))

@@ -54,8 +54,9 @@ class Masking(Configurable):
         """Mask exactly so many patches instead of a share: of the image, or of each region."""
         scope: Literal["image", "region"] = "image"
         """``image``: the highest scores of all patches. ``region``: the highest of each region, the share of each."""
-        rounding: Literal["ceil", "keep_floor"] = "ceil"
-        """Of N patches ``ceil`` masks ceil(N * ratio), as MAP does; ``keep_floor`` keeps int(N * (1 - ratio)), as MAE does."""
+        rounding: Literal["ceil", "floor", "keep_floor"] = "ceil"
+        """Of N patches ``ceil`` masks ceil(N * ratio), as MAP does, ``floor`` int(N * ratio), as Point-MAE does; ``keep_floor``
+        keeps int(N * (1 - ratio)), as MAE does."""
 
         def small(self) -> Any:
             """For images of 16 patches instead of 196: a count masks the same share of them."""
@@ -78,7 +79,7 @@ class Masking(Configurable):
                 raise UserError(f"ratio_std must be positive, got {c.ratio_std}; try 0.25")
         if c.count is not None and c.count < 0:
             raise UserError(f"the number of masked patches cannot be negative, got {c.count}")
-        for name, words in {"scope": ("image", "region"), "rounding": ("ceil", "keep_floor")}.items():
+        for name, words in {"scope": ("image", "region"), "rounding": ("ceil", "floor", "keep_floor")}.items():
             if getattr(c, name) not in words:
                 raise UserError(f"{name} must be {' or '.join(words)}, got {getattr(c, name)!r}")
 
@@ -222,4 +223,6 @@ def small_count(count: int) -> int:
 
 def _kept(size: int, ratio: float, rounding: str) -> int:
     """Visible patches of ``size``; in Python floats exactly as the released codes round."""
-    return size - math.ceil(size * ratio) if rounding == "ceil" else int(size * (1 - ratio))
+    if rounding == "keep_floor":
+        return int(size * (1 - ratio))
+    return size - (math.ceil(size * ratio) if rounding == "ceil" else int(size * ratio))

@@ -19,6 +19,7 @@ the place of a patch in the image, wherever it stands in the sequence.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -115,7 +116,7 @@ class Regions(Configurable):
     def __call__(self, patches: Patches, mask: Mask | None) -> Int[Tensor, "B N"]:
         """The rank of each patch's region, by position in the scan. Ranks need not be consecutive; only their order counts.
 
-        ``mask`` is for partitions that depend on what is masked, which those of images do not.
+        ``mask`` is for partitions that depend on what is masked (:class:`VisibleFirst`), which those of images do not.
         """
 
     @abstractmethod
@@ -259,6 +260,75 @@ class Whole(Regions):
 
     def sizes(self, patches: Patches) -> tuple[int, ...]:
         return (patches.source.shape[1],)
+
+
+class Runs(Regions):
+    """Stretches of the scan, one after the other: where a scan follows a curve through space, regions of space."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Regions.Config):
+        length: int = 8
+        """Patches of a region; the last one may have fewer."""
+
+    config: Runs.Config
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        _check_length(config.length)
+
+    def __call__(self, patches: Patches, mask: Mask | None = None) -> Int[Tensor, "B N"]:
+        place = torch.arange(patches.source.shape[1], device=patches.source.device)
+        return (place // self.config.length).expand_as(patches.source)
+
+    def sizes(self, patches: Patches) -> tuple[int, ...]:
+        return _sizes_of_runs(patches.source.shape[1], self.config.length)
+
+
+class VisibleFirst(Regions):
+    """Stretches of the list of visible patches followed by the masked ones, each in the order of the scan: what the released
+    code of MAP does with points. No region of space, and none mixes both kinds where ``length`` divides their numbers.
+
+    Before there is a mask, ranks are those of :class:`Runs`. Source: yunzeliu/MAP:PointMAP/point_transformer.py.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Regions.Config):
+        length: int | None = None
+        """Patches of a region; None = the square root of their number, which must be whole."""
+
+    config: VisibleFirst.Config
+
+    def __init__(self, config: VisibleFirst.Config) -> None:
+        super().__init__(config)
+        if config.length is not None:
+            _check_length(config.length)
+
+    def __call__(self, patches: Patches, mask: Mask | None = None) -> Int[Tensor, "B N"]:
+        source, length = patches.source, self._length(patches)
+        if mask is None:
+            return (torch.arange(source.shape[1], device=source.device) // length).expand_as(source)
+        masked = mask.masked.long()
+        place = torch.where(mask.masked, mask.visible.shape[1] + masked.cumsum(1), (1 - masked).cumsum(1)) - 1
+        return place // length
+
+    def sizes(self, patches: Patches) -> tuple[int, ...]:
+        return _sizes_of_runs(patches.source.shape[1], self._length(patches))
+
+    def _length(self, patches: Patches) -> int:
+        count = patches.source.shape[1]
+        length = self.config.length or math.isqrt(count)
+        if self.config.length is None and length * length != count:
+            raise UserError(f"{count} patches are no square number, so that regions need a length; give one, such as {length}")
+        return length
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise UserError(f"a region has at least one patch, got length {length}")
+
+
+def _sizes_of_runs(count: int, length: int) -> tuple[int, ...]:
+    return tuple(min(length, count - start) for start in range(0, count, length))
 
 
 class Given(Regions):

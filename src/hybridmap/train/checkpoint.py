@@ -38,7 +38,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) 
     deleted meanwhile is not to come back in parts.
 
     Raises:
-        UserError: if the directory is gone, or the disk is full or not writable; whatever was at ``path`` before is still there.
+        UserError: if the directory is gone, or the disk is full or not writable; what was at ``path`` before is still there.
     """
     host = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     record = json.loads(json.dumps(record))  # as it is going to be read

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from parity_harness import arm, hybrid, mamba_module, mambavision, mar_diffloss, moco, operators, tables, vim, vit
+from parity_harness import arm, clouds, hybrid, mamba_module, mambavision, mar_diffloss, moco, operators, tables, vim, vit
 from parity_harness.recording import Recording
 
 FOLDER = Path(os.environ.get("HYBRIDMAP_GOLDEN") or Path(__file__).parents[1] / "fixtures")
@@ -31,24 +31,24 @@ FAMILIES: dict[str, Callable[[Recording], None]] = {
     "mar-diffloss": mar_diffloss.mar_diffloss,
     "tables": tables.tables,
     "moco": moco.moco,
+    "mamba3d-cls": clouds.mamba3d_cls,
+    "pointmap-cls": clouds.mamba3d_cls,
+    "pointmap-pretrain": clouds.pointmap_pretrain,
+    "point-mae-cls": clouds.point_mae_cls,
+    "point-mae-pretrain": clouds.point_mae_pretrain,
+    "pointmamba-cls": clouds.pointmamba_cls,
+    "pointmamba-pretrain": clouds.pointmamba_pretrain,
 }
 """Family -> the function that runs our model on a recording of it and compares everything."""
 
 TO_COME: tuple[str, ...] = (
-    "mamba3d",
-    "mamba3d-cls",
     "op-points",
-    "point-mae",
-    "point-mae-cls",
-    "point-mae-pretrain",
-    "pointmamba-cls",
-    "pointmamba-pretrain",
-    "pointmap",
-    "pointmap-cls",
-    "pointmap-pretrain",
     "pointnet4d-4dmap",
 )
 """Families that are not supported yet. They are reported by name, never as passed; any other unknown family is a failure."""
+
+STARTS_TO_COME: tuple[str, ...] = ("mamba3d", "point-mae", "pointmap")
+"""Families whose initial values are not compared yet."""
 
 
 def family(path: Path) -> str:

@@ -79,13 +79,14 @@ class Recording:
 
     # --------------------------------------------------------------------------------------------- what comes out
 
-    def check(self, name: str, value: Tensor) -> None:
-        """Compare with the recorded tensor ``name`` (``output.loss``), and with ``output64.loss`` in a float64 run."""
+    def check(self, name: str, value: Tensor, whole: Tensor | None = None) -> None:
+        """Compare with the recorded tensor ``name`` (``output.loss``), and with ``output64.loss`` in a float64 run;
+        ``whole`` is the value there, where it holds more."""
         if name in self.tensors:
             self._compare(name, value)
         precise = re.sub(r"^output\.", "output64.", name)
         if precise != name and precise in self.tensors and self.dtype == torch.float64:
-            self._compare(precise, value)
+            self._compare(precise, value if whole is None else whole)
 
     def check_each(self, prefix: str, pattern: str, value: Callable[..., Tensor]) -> None:
         """Compare every recorded tensor whose name below ``prefix`` matches ``pattern`` with ``value(*groups)``."""
