@@ -148,7 +148,7 @@ def chamfer_l2(a: Float[Tensor, "B N 3"], b: Float[Tensor, "B M 3"]) -> Float[Te
 
 
 def chamfer_l1(a: Float[Tensor, "B N 3"], b: Float[Tensor, "B M 3"]) -> Float[Tensor, ""]:
-    """CDL1: half the mean distance from ``a`` to ``b`` plus half that from ``b`` to ``a``. Where points meet, its slope is 0."""
+    """CDL1: half the mean distance from ``a`` to ``b``, half that from ``b`` to ``a``. It is flat where points meet."""
     to_b, to_a = chamfer(a, b)
     return (_root(to_b).mean() + _root(to_a).mean()) / 2
 
