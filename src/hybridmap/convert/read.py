@@ -25,7 +25,7 @@ from hybridmap.errors import UserError
 METADATA_KEY = "hybridmap"
 """The one metadata key of our own safetensors files."""
 
-WRAPPERS = ("model", "state_dict")
+WRAPPERS = ("model", "state_dict", "base_model")
 """Entries under which training scripts store the weights, in order of preference."""
 
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")
@@ -74,7 +74,7 @@ def unwrap(content: Any, path: Path, ema: bool = False) -> dict[str, Tensor]:
             raise UserError(f"{path} holds {odd} in a sparse or quantised form; expected plain tensors, so save it as such")
         if tensors:
             return tensors
-    raise UserError(f"{path} holds no named tensors; expected a state dict, or one under 'model' or 'state_dict'")
+    raise UserError(f"{path} holds no named tensors; expected a state dict, or one under 'model', 'state_dict' or 'base_model'")
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
