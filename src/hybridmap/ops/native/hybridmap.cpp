@@ -1,4 +1,5 @@
-// The selective scan and the causal convolution for CPUs, forward and backward, behind a plain C ABI.
+// The selective scan and the causal convolution for CPUs, forward and backward, and operators on point clouds, behind a plain C
+// ABI.
 //
 // One vector holds W neighbouring channels; the N states of a channel are N vectors. So nothing is summed across a vector
 // but dB and dC, and any N works. Channels that do not fill a vector take the same code with partial loads.
@@ -19,7 +20,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -634,6 +635,288 @@ template <bool Backward> static void conv_tasks(int64_t begin, int64_t end, Conv
     }
 }
 
+// ---------------------------------------------------------------- clouds of points
+
+// A cloud is three planes of coordinates, (batch, 3, padded): `padded` is a multiple of W, and where there are no points there is
+// NaN, which is neither less nor more than anything. Elsewhere it is finite, but for the results of overflow.
+struct Planes { const float *x, *y, *z; };
+INLINE Planes planes(const float* clouds, int64_t b, int64_t padded) {
+    const float* x = clouds + 3 * b * padded;
+    return {x, x + padded, x + 2 * padded};
+}
+
+// Keeps a product from being fused with the sum that it goes into.
+INLINE V rounded(V v) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+    __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#else
+    __asm__("" : "+m"(v));
+#endif
+    return v;
+}
+// (x^2 + y^2) + z^2, each operation rounded: the same bits as in the formula, so that near ties fall the same way everywhere
+INLINE V squared(V x, V y, V z) {
+    V xx = rounded(x * x), yy = rounded(y * y), zz = rounded(z * z);
+    return xx + yy + zz;
+}
+INLINE V distance(const Planes& p, int64_t i, V x, V y, V z) { return squared(get(p.x + i) - x, get(p.y + i) - y, get(p.z + i) - z); }
+
+// One bit per lane where a <= b, a < b
+#if defined(__AVX512F__) && W == 16
+INLINE uint32_t at_most(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
+INLINE uint32_t below(V a, V b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+#elif defined(__AVX__) && W == 8
+INLINE uint32_t at_most(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ)); }
+INLINE uint32_t below(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)); }
+#elif defined(__SSE2__) && W == 4
+INLINE uint32_t at_most(V a, V b) { return _mm_movemask_ps(_mm_cmple_ps((__m128)a, (__m128)b)); }
+INLINE uint32_t below(V a, V b) { return _mm_movemask_ps(_mm_cmplt_ps((__m128)a, (__m128)b)); }
+#else
+INLINE uint32_t lanes(VI true_or_false) {
+    uint32_t bits = 0;
+    for (int k = 0; k < W; k++) bits |= (uint32_t)(true_or_false[k] & 1) << k;
+    return bits;
+}
+INLINE uint32_t at_most(V a, V b) { return lanes(a <= b); }
+INLINE uint32_t below(V a, V b) { return lanes(a < b); }
+#endif
+
+// ---- farthest points: each cloud a task
+
+struct Fps {
+    int64_t batch, padded, count, skip_origin;
+    const float* points;                                               // planes
+    float* nearest;                                                    // (batch, padded): to the points chosen so far
+    int64_t* chosen;                                                   // (batch, count)
+    int64_t failed;
+};
+
+static void fps_task(const Fps& s, int64_t b) {
+    const Planes p = planes(s.points, b, s.padded);
+    float* nearest = s.nearest + b * s.padded;
+    int64_t* chosen = s.chosen + b * s.count;
+    for (int64_t i = 0; i < s.padded; i += W) {
+        V far = splat(1e10f), origin = distance(p, i, V{}, V{}, V{});
+        if (s.skip_origin) far = origin <= 1e-3f ? splat(-1.0f) : far; // nearer than anything
+        put(nearest + i, origin == origin ? far : splat(-2.0f));
+    }
+    int64_t last = chosen[0] = 0;
+    for (int64_t k = 1; k < s.count; k++) {
+        const V x = splat(p.x[last]), y = splat(p.y[last]), z = splat(p.z[last]);
+        V best = splat(-2.0f);
+        VI where = {};
+        for (int64_t i = 0; i < s.padded; i += W) {
+            V d = distance(p, i, x, y, z), far = get(nearest + i);
+            far = d < far ? d : far;
+            put(nearest + i, far);
+            where = far > best ? (int32_t)i - VI{} : where;
+            best = far > best ? far : best;
+        }
+        float most = -2.0f;
+        last = 0;
+        for (int j = 0; j < W; j++)                                    // of the lanes with the most, the first point
+            if (best[j] > most || (best[j] == most && where[j] + j < last)) most = best[j], last = where[j] + j;
+        chosen[k] = last;
+    }
+}
+
+// ---- nearest neighbours: a strip of queries a task
+
+struct Knn {
+    int64_t padded, queries, k, strips, strip;
+    const float *points, *query;                                       // planes; (batch, queries, 3)
+    float* distance;                                                   // (batch, queries, k)
+    int64_t* index;
+    int64_t failed;
+};
+
+// The k least keys seen so far, ascending. A key is a distance and an index: numbers that are not negative have the order of
+// their bits, and equal distances that of their indices.
+struct Least {
+    int64_t k, held;
+    int64_t* keys;
+
+    float bound() const { return held < k ? __builtin_inff() : bits_of<float>((int32_t)(keys[k - 1] >> 32)); }
+    void add(int64_t key) {
+        if (held == k && key >= keys[k - 1]) return;
+        int64_t at = held < k ? held++ : k - 1;
+        if (at > 64 && key < keys[at - 32]) {                          // long ways by halves
+            int64_t low = 0, high = at;
+            while (low < high) {
+                const int64_t middle = (low + high) / 2;
+                if (keys[middle] < key) low = middle + 1;
+                else high = middle;
+            }
+            memmove(keys + low + 1, keys + low, (at - low) * sizeof(int64_t));
+            keys[low] = key;
+            return;
+        }
+        for (; at > 0 && key < keys[at - 1]; at--) keys[at] = keys[at - 1];
+        keys[at] = key;
+    }
+};
+
+constexpr int GROUPS = 4;                                              // sets of points per neighbour asked for
+
+// A distance within which there are at least k points, if the least of each of `groups` sets of points is given: close to the kth
+static float kth_of(const float* least, int64_t groups, int64_t k) {
+    int32_t low = -1, high = 0x7f800000;                               // bits of numbers: too few up to low, enough up to high
+    while (high - low > 1 << 14) {
+        const int32_t middle = low + (high - low) / 2;
+        const V value = splat(bits_of<float>(middle));
+        int64_t within = 0;
+        for (int64_t g = 0; g < groups; g += W) within += __builtin_popcount(at_most(get(least + g), value));
+        if (within >= k) high = middle;
+        else low = middle;
+    }
+    return bits_of<float>(high);
+}
+
+static void knn_task(const Knn& s, int64_t task, float* distances, float* least, int64_t groups, int64_t* keys) {
+    const int64_t b = task / s.strips, first = task % s.strips * s.strip, end = first + s.strip < s.queries ? first + s.strip : s.queries;
+    const Planes p = planes(s.points, b, s.padded);
+    for (int64_t q = first; q < end; q++) {
+        const float* query = s.query + 3 * (b * s.queries + q);
+        const V x = splat(query[0]), y = splat(query[1]), z = splat(query[2]);
+        for (int64_t g = 0; g < groups; g += W) put(least + g, splat(__builtin_inff()));
+        for (int64_t start = 0; start < s.padded; start += groups)     // neighbours in memory are in different groups
+            for (int64_t g = 0; g < groups && start + g < s.padded; g += W) {
+                V d = distance(p, start + g, x, y, z), m = get(least + g);
+                put(distances + start + g, d);
+                put(least + g, d < m ? d : m);
+            }
+        Least found{s.k, 0, keys};
+        float bound = kth_of(least, groups, s.k);
+        for (int64_t i = 0; i < s.padded; i += W) {
+            uint32_t near = at_most(get(distances + i), splat(bound));
+            if (!near) continue;
+            for (; near; near &= near - 1) {
+                const int64_t j = i + __builtin_ctz(near);
+                found.add((int64_t)bits_of<int32_t>(distances[j]) << 32 | j);
+            }
+            if (found.bound() < bound) bound = found.bound();
+        }
+        const int64_t to = (b * s.queries + q) * s.k;
+        for (int64_t n = 0; n < s.k; n++) {                            // fewer than k only where a coordinate is NaN
+            s.distance[to + n] = n < found.held ? bits_of<float>((int32_t)(keys[n] >> 32)) : __builtin_nanf("");
+            s.index[to + n] = n < found.held ? keys[n] & 0xffffffff : 0;
+        }
+    }
+}
+
+static void knn_tasks(int64_t begin, int64_t end, Knn& s) {
+    const int64_t wanted = (GROUPS * s.k + W - 1) / W * W, groups = wanted < s.padded ? wanted : s.padded;
+    const int64_t floats = s.padded + groups, size = (s.k + (floats + 1) / 2) * sizeof(int64_t);
+    float* memory = (float*)aligned_alloc(64, (size + 63) / 64 * 64);
+    if (!memory) {
+        s.failed = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++)
+        knn_task(s, task, memory, memory + s.padded, groups, (int64_t*)memory + (floats + 1) / 2);
+    free(memory);
+}
+
+// ---- the first within a radius: a strip of centres a task
+
+struct Ball {
+    int64_t padded, queries, count, strips, strip;
+    const float *points, *query;                                       // planes; (batch, queries, 3)
+    int64_t* index;                                                    // (batch, queries, count)
+    double squared_radius;
+    int64_t failed;
+};
+
+static void ball_task(const Ball& s, int64_t task) {
+    const int64_t b = task / s.strips, first = task % s.strips * s.strip, end = first + s.strip < s.queries ? first + s.strip : s.queries;
+    const Planes p = planes(s.points, b, s.padded);
+    const V within = splat((float)s.squared_radius);
+    for (int64_t q = first; q < end; q++) {
+        const float* query = s.query + 3 * (b * s.queries + q);
+        const V x = splat(query[0]), y = splat(query[1]), z = splat(query[2]);
+        int64_t *index = s.index + (b * s.queries + q) * s.count, held = 0;
+        for (int64_t i = 0; i < s.padded && held < s.count; i += W)
+            for (uint32_t near = below(distance(p, i, x, y, z), within); near && held < s.count; near &= near - 1)
+                index[held++] = i + __builtin_ctz(near);
+        for (const int64_t filler = held ? index[0] : 0; held < s.count; held++) index[held] = filler;
+    }
+}
+
+// ---- the nearest of another cloud, one way: a strip of queries a task, one query per lane
+
+struct Nearest {
+    int64_t batch, queries, padded, points, points_padded, strips, strip;
+    const float *query, *cloud;                                        // planes
+    float* distance;                                                   // (batch, queries)
+    int64_t* index;
+    int64_t failed;
+};
+
+template <int K> INLINE void nearest_of(const Nearest& s, int64_t b, int64_t q, const Planes& from, const Planes& to) {
+    V x[K], y[K], z[K], least[K];
+    VI where[K];
+    for (int i = 0; i < K; i++) {
+        x[i] = get(from.x + q + i * W), y[i] = get(from.y + q + i * W), z[i] = get(from.z + q + i * W);
+        least[i] = splat(__builtin_inff()), where[i] = VI{};
+    }
+    for (int32_t j = 0; j < s.points; j++) {
+        const V px = splat(to.x[j]), py = splat(to.y[j]), pz = splat(to.z[j]);
+        for (int i = 0; i < K; i++) {
+            V d = squared(x[i] - px, y[i] - py, z[i] - pz);
+            where[i] = d < least[i] ? j - VI{} : where[i];
+            least[i] = d < least[i] ? d : least[i];
+        }
+    }
+    for (int i = 0; i < K; i++) {
+        const int64_t at = q + i * W, k = s.queries - at < W ? s.queries - at : W;
+        if (k <= 0) break;
+        store(s.distance + b * s.queries + at, least[i], (int)k);
+        for (int64_t j = 0; j < k; j++) s.index[b * s.queries + at + j] = where[i][j];
+    }
+}
+
+static void nearest_task(const Nearest& s, int64_t task) {
+    const int64_t b = task / s.strips, first = task % s.strips * s.strip;
+    const int64_t end = first + s.strip < s.padded ? first + s.strip : s.padded;
+    const Planes from = planes(s.query, b, s.padded), to = planes(s.cloud, b, s.points_padded);
+    int64_t q = first;
+    for (; q + 2 * W <= end; q += 2 * W) nearest_of<2>(s, b, q, from, to);
+    for (; q < end; q += W) nearest_of<1>(s, b, q, from, to);
+}
+
+// ---- gradients through the nearest pairs: each pair of clouds a task
+
+struct Pairs {
+    int64_t batch, a_points, b_points;
+    const float *a, *b;                                                // (batch, points, 3)
+    const int64_t *of_b, *of_a;                                        // (batch, a_points), (batch, b_points): the nearest of the other
+    const float *to_b, *to_a;                                          // gradients of the squared distances
+    float *da, *db;                                                    // (batch, points, 3)
+    int64_t failed;
+};
+
+static void pull(int64_t n, const float* a, const float* b, const int64_t* of_b, const float* gradient, float* da, float* db) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t axis = 0; axis < 3; axis++) {
+            const int64_t from = 3 * i + axis, to = 3 * of_b[i] + axis;
+            const float slope = 2.0f * gradient[i] * (a[from] - b[to]);
+            da[from] += slope, db[to] -= slope;
+        }
+}
+
+static void pairs_task(const Pairs& s, int64_t n) {
+    const int64_t A = s.a_points, B = s.b_points;
+    const float *a = s.a + 3 * n * A, *b = s.b + 3 * n * B;
+    float *da = s.da + 3 * n * A, *db = s.db + 3 * n * B;
+    memset(da, 0, 3 * A * sizeof(float)), memset(db, 0, 3 * B * sizeof(float));
+    pull(A, a, b, s.of_b + n * A, s.to_b + n * A, da, db);
+    pull(B, b, a, s.of_a + n * B, s.to_a + n * B, db, da);
+}
+
 // ---------------------------------------------------------------- the C ABI: one task per number in [begin, end)
 
 extern "C" {
@@ -643,4 +926,17 @@ void hybridmap_scan_forward(int64_t begin, int64_t end, void* scan) { scan_tasks
 void hybridmap_scan_backward(int64_t begin, int64_t end, void* scan) { scan_tasks<true>(begin, end, *(Scan*)scan); }
 void hybridmap_conv_forward(int64_t begin, int64_t end, void* conv) { conv_tasks<false>(begin, end, *(Conv*)conv); }
 void hybridmap_conv_backward(int64_t begin, int64_t end, void* conv) { conv_tasks<true>(begin, end, *(Conv*)conv); }
+void hybridmap_fps(int64_t begin, int64_t end, void* fps) {
+    for (; begin < end; begin++) fps_task(*(Fps*)fps, begin);
+}
+void hybridmap_knn(int64_t begin, int64_t end, void* knn) { knn_tasks(begin, end, *(Knn*)knn); }
+void hybridmap_ball_query(int64_t begin, int64_t end, void* ball) {
+    for (; begin < end; begin++) ball_task(*(Ball*)ball, begin);
+}
+void hybridmap_nearest(int64_t begin, int64_t end, void* nearest) {
+    for (; begin < end; begin++) nearest_task(*(Nearest*)nearest, begin);
+}
+void hybridmap_pairs(int64_t begin, int64_t end, void* pairs) {
+    for (; begin < end; begin++) pairs_task(*(Pairs*)pairs, begin);
+}
 }
