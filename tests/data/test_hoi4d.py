@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,25 @@ def test_files_that_are_cut_off_or_empty_are_refused(root: Path) -> None:
         HOI4D(root, "test")
 
 
-def test_arrays_that_lie_elsewhere_are_not_followed(root: Path) -> None:
-    write(root / "test1.h5", count=1, pcd=h5py.ExternalLink(str(root / "train1.h5"), "/pcd"))
+def linked(file: h5py.File, train: Path) -> None:
+    file["pcd"] = h5py.ExternalLink(str(train), "/pcd")
+
+
+def virtual(file: h5py.File, train: Path) -> None:
+    layout = h5py.VirtualLayout((1, 5, 8, 3), np.float32)
+    layout[:] = h5py.VirtualSource(train, "pcd", (1, 5, 8, 3))
+    file.create_virtual_dataset("pcd", layout)
+
+
+def outside(file: h5py.File, train: Path) -> None:
+    file.create_dataset("pcd", (1, 5, 8, 3), np.float32, external=[(str(train), 0, 480)])
+
+
+@pytest.mark.parametrize("place", [linked, virtual, outside])
+def test_arrays_that_lie_elsewhere_are_not_followed(root: Path, place: Callable[[h5py.File, Path], None]) -> None:
+    write(root / "test1.h5", count=1, pcd=None)
+    with h5py.File(root / "test1.h5", "a") as file:
+        place(file, root / "train1.h5")
     with pytest.raises(UserError, match="does not lie in the file itself"):
         HOI4D(root, "test")
 

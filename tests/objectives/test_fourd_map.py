@@ -116,6 +116,18 @@ def test_the_loss_is_the_chamfer_distance_on_masked_frames_alone() -> None:
     torch.testing.assert_close(learner.step(patches, mask).total, expected)
 
 
+def test_a_few_steps_lower_the_loss() -> None:
+    learner: FourDMAP = SMALL.build().train()
+    optimizer, losses = torch.optim.AdamW(learner.parameters(), 3e-3), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = learner(batch()).total
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
 def test_the_decoder_is_plain_causal_blocks_over_features_and_mask_tokens() -> None:
     learner, clips, mask = build(), batch().inputs, masked(0, 4)
     patches, decoder = learner.backbone.partition(clips), learner.decoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from hybridmap.backbones.pointnet4d import PointNet4D
@@ -61,7 +62,9 @@ def pointnet4d_4dmap(rec: Recording) -> None:
     logits = backbone.forward_head(features)
     rec.check("output.logits", logits)
     shown = rec.tensors["output.preds"].shape[2]
-    rec.check("output.preds", learner.predict(patches, mask).unflatten(-1, (-1, 3))[:, :, :shown])
+    with torch.no_grad():
+        preds = learner.predict(patches, mask)
+    rec.check("output.preds", preds.unflatten(-1, (-1, 3))[:, :, :shown])
     pretrain = learner.step(patches, mask).total
     rec.check("output.loss_pretrain", pretrain)
     loss = pretrain + F.cross_entropy(logits.flatten(0, 1), rec.input("labels").flatten())
