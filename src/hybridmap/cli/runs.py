@@ -22,7 +22,8 @@ from hybridmap.data.base import Dataset, ImageDataset
 from hybridmap.data.bundled import BundledPhotos
 from hybridmap.data.folder import ImageFolder
 from hybridmap.data.image_transforms import CentreCrop, normalise
-from hybridmap.data.point_clouds import PointClouds
+from hybridmap.data.point_augment import Unmoved
+from hybridmap.data.point_clouds import MadeShapes, PointClouds
 from hybridmap.errors import UserError
 from hybridmap.ops.backend import show_config
 from hybridmap.train.recipe import Recipe
@@ -135,10 +136,12 @@ def evaluation_data(source: Source, *, root: str | None = None, split: str = "al
     Bundled photographs have no part that is all of them; there it is the held-out halves.
     """
     data = source.data
-    if not isinstance(data, ImageFolder.Config) and (data is None or root is not None):
+    if isinstance(data, PointClouds.Config):
+        data = data if root is None else replace(data, root=root)
+    elif not isinstance(data, ImageFolder.Config) and (data is None or root is not None):
         known = {} if data is None else {"size": data.size, "mean": data.mean, "std": data.std}
-        data = ImageFolder.Config(**({"size": source.backbone.config.img_size} | known))
-    if root is not None:
+        data = ImageFolder.Config(**({"size": source.image_backbone.config.img_size} | known))
+    if root is not None and not isinstance(data, PointClouds.Config):
         data = replace(data, root=root)
     data = _still(data, split)
     return data if workers is None else replace(data, workers=workers)
@@ -149,6 +152,11 @@ def _still(data: Any, split: str) -> Any:
     if isinstance(data, ImageFolder.Config):
         plain = {"crop": CentreCrop.Config(), "augment": Unchanged.Config(), "erasing": 0.0, "repeats": 1, "views": 1}
         return replace(data, split=split, **plain)
+    if isinstance(data, PointClouds.Config):
+        part: dict[str, Any] = {"split": split} if hasattr(data, "split") else {}
+        if isinstance(data, MadeShapes.Config) and split == "test":
+            part = {"seed": data.seed + 1}  # others of the same families
+        return replace(data, sampling="first", augment=Unmoved.Config(), repeats=1, views=1, **part)
     if isinstance(data, BundledPhotos.Config):
         return replace(data, split="train" if split == "train" else "test", flip=False)
     return data

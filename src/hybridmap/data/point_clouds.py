@@ -39,6 +39,9 @@ class PointClouds(Dataset):
         sampling: Literal["random", "first"] = "random"
         """Which points: drawn anew each time, without replacement where there are enough; or the first ones of the file, the
         same every time, as in tests on clouds that are stored in order of farthest point sampling."""
+        pool: int | None = None
+        """Points among which are drawn, the first of the file; None = all. Of clouds stored in order of farthest point sampling
+        the first ones are spread evenly: the official trainers draw 1024 of 1200, or 2048 of 2400."""
         augment: PointAugment.Config = field(default_factory=Unmoved.Config)
         """What is done to a batch of clouds."""
 
@@ -46,6 +49,8 @@ class PointClouds(Dataset):
             super().__post_init__()
             if self.points < 1:
                 raise UserError(f"data.points must be at least 1, got {self.points}")
+            if self.pool is not None and self.pool < self.points:
+                raise UserError(f"data.pool must be at least data.points = {self.points}, got {self.pool}")
             if self.sampling not in ("random", "first"):
                 raise UserError(f"data.sampling must be random or first, got {self.sampling!r}")
 
@@ -78,7 +83,8 @@ class PointClouds(Dataset):
         wanted, there = self.config.points, len(cloud.points)
         if self.config.sampling == "random":
             generator = np.random.Generator(np.random.Philox(key=hash_ints(key, _STREAM) & ((1 << 64) - 1)))
-            chosen = generator.choice(there, wanted, replace=there < wanted)
+            pool = there if self.config.pool is None else min(self.config.pool, there)
+            chosen = generator.choice(pool, wanted, replace=pool < wanted)
         elif there < wanted:
             raise UnreadableImage(name, f"it has {there} points where {wanted} are wanted")
         else:

@@ -38,8 +38,8 @@ def _finetune(backbone: CloudBackbone.Config, train: PointClouds.Config, test: P
 
 
 def _modelnet(backbone: CloudBackbone.Config) -> Recipe:
-    train, test = ModelNet.Config(augment=ScaleAndTranslate.Config()), ModelNet.Config(split="test", sampling="first")
-    return _finetune(backbone, train, test, 40)
+    train = ModelNet.Config(pool=1200, augment=ScaleAndTranslate.Config())
+    return _finetune(backbone, train, ModelNet.Config(split="test", sampling="first"), 40)
 
 
 def _scans(variant: Variant, **changes: Any) -> Recipe:
