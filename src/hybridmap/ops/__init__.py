@@ -5,6 +5,7 @@ and the contract in the folder's ``__init__.py``. ``show_config`` says which imp
 compares each with the float64 reference.
 """
 
+from hybridmap.ops import points
 from hybridmap.ops.add_norm import add_norm
 from hybridmap.ops.backend import active, show_config, use_backend
 from hybridmap.ops.causal_conv1d import causal_conv1d, causal_conv1d_fn
@@ -21,6 +22,7 @@ __all__ = [
     "causal_conv1d_fn",
     "check_kernels",
     "mamba_inner",
+    "points",
     "selective_scan",
     "selective_scan_fn",
     "show_config",

@@ -74,3 +74,22 @@ def mamba_inner(rec: Recording) -> None:
         )
         out = F.linear(y.transpose(1, 2), inputs["out_proj_weight"], inputs.get("out_proj_bias"))
         check_case(rec, case, inputs, {"out": out}, (out * inputs["cotangent"]).sum())
+
+
+def points(rec: Recording) -> None:
+    """Sampling, neighbours and both Chamfer losses, by the rules of the CUDA operators."""
+    cloud, config = rec.input("points"), rec.config
+    assert cloud.shape[:2] == (config["batch"], config["points"])
+    chosen = ops.points.fps(cloud, config["groups"], skip_origin=True)
+    rec.check("output.fps_idx", chosen)
+    centres = cloud.gather(1, chosen[..., None].expand(-1, -1, 3))
+    distance, index = ops.points.knn(cloud, centres, config["k"])
+    rec.check("output.knn_idx", index)
+    rec.check("output.knn_dist", distance.sqrt())
+    rec.check("output.ball_idx", ops.points.ball_query(cloud, centres, config["radius"], config["nsample"]))
+    a, b = (rec.input(name).requires_grad_() for name in "ab")
+    for name, run in (("cdl1", ops.points.chamfer_l1), ("cdl2", ops.points.chamfer_l2)):
+        loss = run(a, b)
+        rec.check(f"output.{name}", loss)
+        for side, gradient in zip("ab", torch.autograd.grad(loss, (a, b)), strict=True):
+            rec.check(f"grad.input.{name}.{side}", gradient)
