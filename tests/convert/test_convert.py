@@ -44,7 +44,7 @@ FILES = [
     ("vim-v1-doublecls", "vim"),
     ("vim-none-headcls-layernorm", "vim"),
 ]
-FOREIGN = ("pointnet4d-4dmap-a", "moco-v2-mlp")
+FOREIGN = ("moco-a", "moco-v2-mlp")
 
 
 def official(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,7 +25,9 @@ from hybridmap.errors import UserError
 from hybridmap.hashing import hash_ints
 from hybridmap.objectives.arm import ClusterAR
 from hybridmap.objectives.base import Objective
+from hybridmap.objectives.chamfer import Chamfer
 from hybridmap.objectives.decoder import MAEDecoder
+from hybridmap.objectives.fourd_map import FourDMAP
 from hybridmap.objectives.map import MAP
 from hybridmap.objectives.moco import MoCo
 from hybridmap.objectives.shift import NextRegion, Shift
@@ -167,8 +169,10 @@ def concrete(base: type) -> set[type]:
 
 def test_every_objective_and_target_has_a_row() -> None:
     rows = [make(ARM.Config(directions=1)) for make in OBJECTIVES.values()]
-    assert concrete(Objective) == {type(row).owner for row in rows}
-    assert concrete(Target) == {type(row.target).owner for row in rows if hasattr(row, "target")}  # type: ignore[attr-defined]
+    of_clouds = {FourDMAP, Chamfer}  # docs/points.md
+    assert concrete(Objective) - of_clouds == {type(row).owner for row in rows}
+    targets = {type(row.target).owner for row in rows if hasattr(row, "target")}  # type: ignore[attr-defined]
+    assert concrete(Target) - of_clouds == targets
 
 
 def test_the_document_has_these_rows_and_columns() -> None:

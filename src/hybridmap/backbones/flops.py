@@ -7,6 +7,7 @@ attention that reaches it; the operators of ``hybridmap.ops`` are opaque to it, 
     causal_conv1d                         2 B L E W
     mamba_inner                           per direction: convolution, both projections, scan
     add_norm                              nothing, as torch counts nothing for its own norms
+    fps, knn, ball_query, chamfer         nothing, as nobody counts them
 
 The unit: a multiplication and an addition are two operations. What timm and most papers print as "GFLOPs" or "GMACs" counts
 such a pair once and is half of this: :func:`gmacs`. Element by element operations (activations, norms, gates, biases, the skip
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.sequence import sides
-from hybridmap.ops import Parameters, use_backend
+from hybridmap.ops import Parameters, points, use_backend  # noqa: F401 (points registers its operators)
 
 Shape = torch.Size | tuple[int, ...]
 
@@ -82,6 +83,10 @@ FORMULAS: dict[Any, Any] = {
     torch.ops.hybridmap.causal_conv1d: _causal_conv1d,
     torch.ops.hybridmap.mamba_inner: _mamba_inner,
     torch.ops.hybridmap.add_norm: _nothing,
+    torch.ops.hybridmap.fps: _nothing,
+    torch.ops.hybridmap.knn: _nothing,
+    torch.ops.hybridmap.ball_query: _nothing,
+    torch.ops.hybridmap.chamfer: _nothing,
 }
 """Operator -> operations of one call, from the shapes of its arguments: what torch's counter wants to be told."""
 

@@ -23,6 +23,7 @@ from hybridmap.convert.map_hybridnet import MapHybridNet
 from hybridmap.convert.moco_v3 import MocoV3
 from hybridmap.convert.origin import Loaded, Origin, Rule, shorten
 from hybridmap.convert.ours import read_ours
+from hybridmap.convert.pointnet4d import OfficialPointNet4D
 from hybridmap.convert.read import read
 from hybridmap.convert.vim import VimClassifier
 from hybridmap.convert.vmamba import VMambaV2
@@ -42,6 +43,7 @@ ORIGINS: tuple[Origin, ...] = (
     OfficialHybrid3D(),
     OfficialPointTransformer(),
     OfficialPointMamba(),
+    OfficialPointNet4D(),
 )
 """Every kind of official file that can be read. At most one recognises a file."""
 
