@@ -44,8 +44,8 @@ demo: $(STAMP) ## the first minutes: pretrain on bundled photographs, look, comp
 test: $(STAMP) ## every test (those for a GPU are skipped where there is none)
 	$(PYTEST) $(ARGS)
 
-test-long: $(STAMP) ## the tests that take a minute or more each: every model exported and compiled, several nodes, every scenario of the soak
-	HYBRIDMAP_LONG=1 $(BIN)/python -m pytest tests/export tests/soak tests/cli/test_processes.py tests/test_cluster_page.py $(ARGS)
+test-long: $(STAMP) ## the tests that take long: every model exported and compiled, peaks of memory, several nodes, every scenario of the soak
+	HYBRIDMAP_LONG=1 $(BIN)/python -m pytest tests/export tests/soak tests/bench tests/cli/test_processes.py tests/cli/test_bench.py tests/test_cluster_page.py $(ARGS)
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

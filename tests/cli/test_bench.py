@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -106,6 +107,7 @@ def test_without_training_the_table_has_no_such_columns(tmp_path: Path, capsys: 
     assert not [name for name in line if name.startswith("training")]
 
 
+@pytest.mark.skipif(not os.environ.get("HYBRIDMAP_LONG"), reason="half a minute: make test-long")
 @pytest.mark.slow
 def test_the_peak_of_a_model_is_printed_with_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not Path("/proc/self/clear_refs").exists():

@@ -127,6 +127,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     assert "global batch 8 = 2 processes x 1 micro-step x 4; lr 0.001, as set\n" in log
 
 
+@LONG  # in every run the soak kills a rank and launches again
 def test_a_killed_worker_is_started_again_and_the_bytes_are_those_of_an_undisturbed_run(
     photo_folder: Path, unchecked_environment: dict[str, str], tmp_path: Path
 ) -> None:
