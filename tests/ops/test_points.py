@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +14,13 @@ from scan_problems import DEVICES
 from torch import Tensor
 
 from hybridmap.errors import UserError
+from hybridmap.ops import native, use_backend
 from hybridmap.ops import points as ops
-from hybridmap.ops import use_backend
 from hybridmap.ops.points import cpu, reference
 
 BACKENDS = ["torch", "cpu"]
+COMPILER = next((found for name in native.COMPILERS if (found := shutil.which(name))), None)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -181,6 +187,108 @@ def test_every_device_has_the_same_indices(device: str) -> None:
     assert torch.equal(ops.hilbert_code(cells.to(device), 12).cpu(), ops.hilbert_code(cells, 12))
 
 
+# ------------------------------------------------------------------------------------------------------ who computes, and how
+
+
+def everything(points: Tensor, query: Tensor) -> list[Tensor]:
+    """What all operators return, gradients included."""
+    leaves = [points.clone().requires_grad_(), query.clone().requires_grad_()]
+    gradients = torch.autograd.grad(ops.chamfer_l1(*leaves), leaves)
+    half = points.shape[1] // 2 + 1
+    sampled = [ops.fps(points, half), ops.fps(points, half, skip_origin=True), ops.ball_query(points, query, 0.3, half)]
+    return [*sampled, *ops.knn(points, query, half), *ops.knn(points, query, 1), *ops.chamfer(points, query), *gradients]
+
+
+def runs_here(variant: native.Variant) -> bool:
+    """Whether this CPU has the instructions of the variant."""
+    return variant.name == "baseline" or variant.lanes <= native.variant().lanes
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", native.VARIANTS.values(), ids=lambda variant: variant.name)
+def test_every_instruction_set_gives_the_same_bits(
+    variant: native.Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused multiply-add, where a CPU has it, would round otherwise."""
+    if not runs_here(variant):
+        pytest.skip(f"this CPU does not have {variant.name}")
+    assert COMPILER is not None
+    given = [(cloud(2, 150) * 0.1, cloud(2, 77, seed=1)), (cloud(2, 130, grid=3), cloud(2, 40, grid=2, seed=1))]
+    with use_backend("torch"):
+        expected = [everything(*clouds) for clouds in given]
+    native.compile_library(COMPILER, variant, tmp_path / "hybridmap.so")
+    library = native.Library(native._open(tmp_path / "hybridmap.so", variant), "jit", "")
+    monkeypatch.setattr(native, "library", lambda demand=None: library)
+    monkeypatch.setattr(native, "variant", lambda: variant)
+    for clouds, values in zip(given, expected, strict=True):
+        *exact, da, db = everything(*clouds)
+        assert all(torch.equal(value, other) for value, other in zip(exact, values, strict=False))
+        torch.testing.assert_close([da, db], values[-2:])
+
+
+@needs_compiler
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(everything(cloud(5, 200), cloud(5, 150, seed=1)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(value, first) for value, first in zip(other, results[0], strict=True))
+
+
+def test_the_compiled_kernel_runs_on_cpus_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = cloud()
+    assert ops.performer(points).__name__.endswith("points.native" if COMPILER else "points.cpu")
+    with use_backend("torch"):
+        assert ops.performer(points) is cpu
+
+    def absent(demand: str | None = None) -> native.Library:
+        raise native.Absent("no C++ compiler was found")
+
+    monkeypatch.setattr(native, "library", absent)
+    assert ops.performer(points) is cpu
+    assert torch.equal(ops.fps(points, 9), reference.fps(points, 9))
+
+
+def test_the_formula_runs_on_demand_and_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, query = cloud(2, 40), cloud(2, 30, seed=1)
+    expected = everything(points, query)
+    monkeypatch.setattr(ops, "performer", None)
+    with use_backend("reference"):
+        for value, other in zip(everything(points, query), expected, strict=True):
+            torch.testing.assert_close(value, other)
+    assert ops.knn(points.double(), query, 3)[0].dtype == torch.float64
+    assert ops.chamfer_l2(points.double(), query.double()).dtype == torch.float64
+
+
+@needs_compiler
+def test_addresses_are_sound(tmp_path: Path) -> None:
+    """AddressSanitizer finds no access outside the tensors at sizes that fill no vector, and no index leaves the cloud."""
+    assert COMPILER is not None
+    program, driver = tmp_path / "driver", Path(__file__).with_name("points_driver.cpp")
+    command = [COMPILER, "-x", "c++", "-std=c++17", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command += ["-w", f"-DW={native.variant().lanes}", *native.variant().flags, f"-I{native.SOURCE.parent}"]
+    built = subprocess.run([*command, str(driver), "-o", str(program)], capture_output=True, text=True)
+    if built.returncode and ("asan" in built.stderr or "sanitize" in built.stderr):
+        pytest.skip("this compiler has no AddressSanitizer")
+    assert built.returncode == 0, built.stderr
+    run = subprocess.run([str(program)], capture_output=True, text=True, timeout=120, env={"ASAN_OPTIONS": "detect_leaks=0"})
+    assert run.returncode == 0, run.stderr[:2000]
+    assert run.stdout == "200 runs\n"
+
+
+def test_operators_can_be_checked_compiled_and_exported(unchecked_environment: dict[str, str]) -> None:
+    file = Path(__file__).with_name("traced_points.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=unchecked_environment, cwd=Path(__file__).parents[2], timeout=300
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------------- laws
 
 
@@ -229,16 +337,10 @@ def test_half_precision_is_widened_and_autocast_changes_nothing(backend: str) ->
 
 
 def test_nothing_is_written_to_inputs_or_read_from_fresh_memory(backend: str) -> None:
-    a, b = cloud(2, 45), cloud(2, 33, seed=1)
-
-    def everything() -> list[Tensor]:
-        leaves = [a.clone().requires_grad_(), b.clone().requires_grad_()]
-        gradients = torch.autograd.grad(ops.chamfer_l1(*leaves), leaves)
-        return [ops.fps(a, 9), *ops.knn(a, b, 9), ops.ball_query(a, b, 0.3, 9), *ops.chamfer(a, b), *gradients, a, b]
-
-    before = [tensor.clone() for tensor in everything()]
+    points, query = cloud(2, 45), cloud(2, 33, seed=1)
+    before = [tensor.clone() for tensor in (*everything(points, query), points, query)]
     torch.use_deterministic_algorithms(True)  # also fills every fresh tensor with NaN
-    for value, expected in zip(everything(), before, strict=True):
+    for value, expected in zip((*everything(points, query), points, query), before, strict=True):
         assert torch.equal(value, expected)
 
 

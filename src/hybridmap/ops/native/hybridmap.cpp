@@ -734,90 +734,115 @@ struct Knn {
     int64_t failed;
 };
 
-// The k least keys seen so far, ascending. A key is a distance and an index: numbers that are not negative have the order of
-// their bits, and equal distances that of their indices.
-struct Least {
-    int64_t k, held;
-    int64_t* keys;
-
-    float bound() const { return held < k ? __builtin_inff() : bits_of<float>((int32_t)(keys[k - 1] >> 32)); }
-    void add(int64_t key) {
-        if (held == k && key >= keys[k - 1]) return;
-        int64_t at = held < k ? held++ : k - 1;
-        if (at > 64 && key < keys[at - 32]) {                          // long ways by halves
-            int64_t low = 0, high = at;
-            while (low < high) {
-                const int64_t middle = (low + high) / 2;
-                if (keys[middle] < key) low = middle + 1;
-                else high = middle;
-            }
-            memmove(keys + low + 1, keys + low, (at - low) * sizeof(int64_t));
-            keys[low] = key;
-            return;
-        }
-        for (; at > 0 && key < keys[at - 1]; at--) keys[at] = keys[at - 1];
-        keys[at] = key;
-    }
-};
+// A key is a distance and an index: numbers that are not negative have the order of their bits, equal ones that of their indices.
+INLINE int64_t key_of(float distance, int32_t index) { return (int64_t)bits_of<int32_t>(distance) << 32 | index; }
 
 constexpr int GROUPS = 4;                                              // sets of points per neighbour asked for
+constexpr int RUN = 64;                                                // candidates that are sorted by counting
 
-// A distance within which there are at least k points, if the least of each of `groups` sets of points is given: close to the kth
+// A distance within which there are at least k points, and few more, if the least of each of `groups` sets of points is given
 static float kth_of(const float* least, int64_t groups, int64_t k) {
     int32_t low = -1, high = 0x7f800000;                               // bits of numbers: too few up to low, enough up to high
-    while (high - low > 1 << 14) {
+    while (high - low > 1 << 18) {                                     // 3 %
         const int32_t middle = low + (high - low) / 2;
         const V value = splat(bits_of<float>(middle));
         int64_t within = 0;
         for (int64_t g = 0; g < groups; g += W) within += __builtin_popcount(at_most(get(least + g), value));
         if (within >= k) high = middle;
         else low = middle;
+        if (within == k) break;
     }
     return bits_of<float>(high);
 }
 
-static void knn_task(const Knn& s, int64_t task, float* distances, float* least, int64_t groups, int64_t* keys) {
+// Keys of n <= RUN candidates, ascending: each goes where there are as many before it. Candidates are in the order of their indices
+// and may be read up to the next whole vector.
+static void sort_run(const float* distance, const int32_t* index, int n, int64_t* keys) {
+    for (int i = 0; i < n; i += W) {
+        const V own = get(distance + i);
+        VI before = {}, lane;
+        for (int k = 0; k < W; k++) lane[k] = i + k;
+        int j = 0;
+        for (; j < i; j++) before -= (VI)(splat(distance[j]) <= own);
+        for (; j < n && j < i + W; j++) {
+            const V other = splat(distance[j]);
+            before -= (VI)(other < own) | ((VI)(other == own) & (VI)(lane > j));
+        }
+        for (; j < n; j++) before -= (VI)(splat(distance[j]) < own);
+        for (int k = 0; k < W && i + k < n; k++) keys[before[k]] = key_of(distance[i + k], index[i + k]);
+    }
+}
+
+// Two ascending runs into one, of which the first `most` matter
+static void merge(const int64_t* a, const int64_t* a_end, const int64_t* b, const int64_t* b_end, int64_t* to, int64_t most) {
+    for (int64_t n = 0; n < most && (a < a_end || b < b_end); n++) {
+        const bool first = b == b_end || (a < a_end && *a < *b);
+        to[n] = first ? *a++ : *b++;
+    }
+}
+
+struct KnnScratch {
+    float *distances, *least, *near;                                   // (padded), (groups), and of candidates
+    int32_t* index;                                                    // of candidates
+    int64_t *keys, *merged;
+    int64_t groups;
+};
+
+// The keys of the k nearest, ascending, are at what is returned; `found` of them, which is less than k only where there is NaN
+static const int64_t* nearest_keys(const Knn& s, const Planes& p, V x, V y, V z, const KnnScratch& w, int64_t& found) {
+    for (int64_t g = 0; g < w.groups; g += W) put(w.least + g, splat(__builtin_inff()));
+    for (int64_t start = 0; start < s.padded; start += w.groups)       // neighbours in memory are in different groups
+        for (int64_t g = 0; g < w.groups && start + g < s.padded; g += W) {
+            V d = distance(p, start + g, x, y, z), m = get(w.least + g);
+            put(w.distances + start + g, d);
+            put(w.least + g, d < m ? d : m);
+        }
+    const V bound = splat(kth_of(w.least, w.groups, s.k));
+    int64_t n = 0;
+    for (int64_t i = 0; i < s.padded; i += W)
+        for (uint32_t near = at_most(get(w.distances + i), bound); near; near &= near - 1, n++) {
+            const int64_t j = i + __builtin_ctz(near);
+            w.near[n] = w.distances[j], w.index[n] = (int32_t)j;
+        }
+    for (int64_t first = 0; first < n; first += RUN)
+        sort_run(w.near + first, w.index + first, (int)(n - first < RUN ? n - first : RUN), w.keys + first);
+    int64_t *from = w.keys, *to = w.merged;
+    for (int64_t width = RUN; width < n; width *= 2) {
+        for (int64_t first = 0; first < n; first += 2 * width) {
+            const int64_t middle = first + width < n ? first + width : n, end = middle + width < n ? middle + width : n;
+            merge(from + first, from + middle, from + middle, from + end, to + first, s.k);
+        }
+        int64_t* swapped = from;
+        from = to, to = swapped;
+    }
+    found = n < s.k ? n : s.k;
+    return from;
+}
+
+static void knn_task(const Knn& s, int64_t task, const KnnScratch& w) {
     const int64_t b = task / s.strips, first = task % s.strips * s.strip, end = first + s.strip < s.queries ? first + s.strip : s.queries;
     const Planes p = planes(s.points, b, s.padded);
     for (int64_t q = first; q < end; q++) {
         const float* query = s.query + 3 * (b * s.queries + q);
-        const V x = splat(query[0]), y = splat(query[1]), z = splat(query[2]);
-        for (int64_t g = 0; g < groups; g += W) put(least + g, splat(__builtin_inff()));
-        for (int64_t start = 0; start < s.padded; start += groups)     // neighbours in memory are in different groups
-            for (int64_t g = 0; g < groups && start + g < s.padded; g += W) {
-                V d = distance(p, start + g, x, y, z), m = get(least + g);
-                put(distances + start + g, d);
-                put(least + g, d < m ? d : m);
-            }
-        Least found{s.k, 0, keys};
-        float bound = kth_of(least, groups, s.k);
-        for (int64_t i = 0; i < s.padded; i += W) {
-            uint32_t near = at_most(get(distances + i), splat(bound));
-            if (!near) continue;
-            for (; near; near &= near - 1) {
-                const int64_t j = i + __builtin_ctz(near);
-                found.add((int64_t)bits_of<int32_t>(distances[j]) << 32 | j);
-            }
-            if (found.bound() < bound) bound = found.bound();
-        }
-        const int64_t to = (b * s.queries + q) * s.k;
-        for (int64_t n = 0; n < s.k; n++) {                            // fewer than k only where a coordinate is NaN
-            s.distance[to + n] = n < found.held ? bits_of<float>((int32_t)(keys[n] >> 32)) : __builtin_nanf("");
-            s.index[to + n] = n < found.held ? keys[n] & 0xffffffff : 0;
-        }
+        int64_t found = 0, to = (b * s.queries + q) * s.k;
+        const int64_t* keys = nearest_keys(s, p, splat(query[0]), splat(query[1]), splat(query[2]), w, found);
+        for (int64_t n = 0; n < found; n++) s.distance[to + n] = bits_of<float>((int32_t)(keys[n] >> 32)), s.index[to + n] = keys[n] & 0xffffffff;
+        for (int64_t n = found; n < s.k; n++) s.distance[to + n] = __builtin_nanf(""), s.index[to + n] = 0;
     }
 }
 
 static void knn_tasks(int64_t begin, int64_t end, Knn& s) {
-    const int64_t wanted = (GROUPS * s.k + W - 1) / W * W, groups = wanted < s.padded ? wanted : s.padded;
-    const int64_t floats = s.padded + groups, size = (s.k + (floats + 1) / 2) * sizeof(int64_t);
-    float* memory = (float*)aligned_alloc(64, (size + 63) / 64 * 64);
+    const int64_t least = 8 * W, wanted = (GROUPS * s.k + W - 1) / W * W, many = wanted > least ? wanted : least;
+    const int64_t groups = many < s.padded ? many : s.padded, all = s.padded + W;
+    const int64_t size = 2 * s.padded * sizeof(int64_t) + (groups + 3 * all) * sizeof(float);
+    int64_t* memory = (int64_t*)aligned_alloc(64, (size + 63) / 64 * 64);
     if (!memory) {
         s.failed = 1;
         return;
     }
-    for (int64_t task = begin; task < end; task++)
-        knn_task(s, task, memory, memory + s.padded, groups, (int64_t*)memory + (floats + 1) / 2);
+    float* floats = (float*)(memory + 2 * s.padded);
+    const KnnScratch w = {floats, floats + 3 * all, floats + all, (int32_t*)(floats + 2 * all), memory, memory + s.padded, groups};
+    for (int64_t task = begin; task < end; task++) knn_task(s, task, w);
     free(memory);
 }
 

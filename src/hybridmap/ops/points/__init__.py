@@ -165,17 +165,20 @@ def performer(points: Tensor) -> ModuleType:
 
 def _clouds(name: str, *, detach: bool = True, **clouds: Tensor) -> list[Tensor]:
     """The clouds in one dtype, float32 or float64, if they are clouds of one batch."""
-    shapes = " and ".join(str(tuple(cloud.shape)) for cloud in clouds.values())
+    names = " and ".join(clouds)
     if any(cloud.dim() != 3 or cloud.shape[2] != 3 for cloud in clouds.values()):
-        raise UserError(f"{name} expects {' and '.join(clouds)} as (batch, points, 3), but {shapes} came; x, y, z go last.")
-    if len({cloud.shape[0] for cloud in clouds.values()}) > 1:
-        raise UserError(
-            f"{name} expects {' and '.join(clouds)} of one batch, but {shapes} came; pair every cloud with its own."
-        )
+        raise UserError(f"{name} expects {names} as (batch, points, 3), but {_shapes(clouds)} came; x, y, z go last.")
+    first, *others = clouds.values()
+    if any(cloud.shape[0] != first.shape[0] for cloud in others):
+        raise UserError(f"{name} expects {names} of one batch, but {_shapes(clouds)} came; pair every cloud with its own.")
     wide = torch.float32
     for cloud in clouds.values():
         wide = torch.promote_types(wide, cloud.dtype)
     return [(cloud.detach() if detach else cloud).to(wide) for cloud in clouds.values()]
+
+
+def _shapes(clouds: dict[str, Tensor]) -> str:
+    return " and ".join(str(tuple(cloud.shape)) for cloud in clouds.values())
 
 
 def _finite(name: str, *clouds: Tensor) -> None:
