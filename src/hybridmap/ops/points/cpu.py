@@ -23,14 +23,15 @@ def fps(points: Tensor, count: int, skip_origin: bool) -> Tensor:
     nearest = torch.full((batch, size), FAR, device=points.device)
     if skip_origin:  # what is never chosen is nearer than anything
         nearest[_squared_distances(points.new_zeros(batch, 1, 3), points)[:, 0] <= ORIGIN] = -1.0
-    rows = torch.arange(batch, device=points.device)
     chosen = torch.zeros(count, batch, dtype=torch.int64, device=points.device)
-    planes = points.unbind(-1)
-    for k in range(1, count):
-        last = points[rows, chosen[k - 1]]  # (B, 3)
-        total = _squared(planes[0] - last[:, :1])
-        total += _squared(planes[1] - last[:, 1:2])
-        total += _squared(planes[2] - last[:, 2:])
+    planes = points.permute(2, 0, 1).contiguous()  # (3, B, N)
+    squared = torch.empty_like(planes)
+    total = squared[0]
+    for k in range(1, count):  # few operations and no new memory: on a GPU, it is their launches that take the time
+        last = planes.gather(2, chosen[k - 1, :, None].expand(3, -1, 1))
+        torch.sub(planes, last, out=squared)
+        squared.mul_(squared)
+        total.add_(squared[1]).add_(squared[2])
         torch.minimum(nearest, total, out=nearest)
         torch.argmax(nearest, 1, out=chosen[k])
     return chosen.mT.contiguous()

@@ -123,7 +123,8 @@ def _planes(points: Tensor) -> Tensor:
     lanes = native.variant().lanes
     planes = points.new_empty(batch, 3, math.ceil(size / lanes) * lanes)
     planes[..., :size] = points.mT
-    planes[..., size:] = torch.nan
+    if size % lanes:
+        planes[..., size:] = torch.nan
     return planes
 
 
