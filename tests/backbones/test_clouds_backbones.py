@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybridmap import ops
 from hybridmap.backbones.cloud import CloudBackbone
 from hybridmap.backbones.hybrid3d import HybridNet3D
 from hybridmap.backbones.point_mamba import PointMamba
@@ -129,8 +130,6 @@ def test_the_mixer_is_two_scans_of_which_the_second_has_its_channels_reversed() 
     mixer = ChannelScanMixer(16)
     u = torch.randn(2, 9, 16)
     fwd, bwd = (direction.parameters_of_scan() for direction in mixer.dirs.values())
-    from hybridmap import ops
-
     xz = mixer.in_proj(u)
     expected = mixer.out_proj(ops.mamba_inner(xz, fwd) + ops.mamba_inner(xz.flip(-1), bwd).flip(-1))
     assert torch.allclose(mixer(u), expected, atol=1e-5)

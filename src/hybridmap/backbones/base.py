@@ -63,6 +63,8 @@ class Backbone(nn.Module, Configurable):
 
     config: Any
     head: Head
+    layers: Any
+    """In execution order, where a network is one sequence of them."""
     _marks: tuple[frozenset[str], frozenset[str]]
     embed_dim: int
     num_features: int
@@ -160,9 +162,17 @@ class Backbone(nn.Module, Configurable):
         """Inputs -> logits (B, num_classes), or the classifier's input where there is no classifier."""
         return self.forward_head(self.forward_features(x))
 
-    @abstractmethod
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> depth, for layer-wise learning rates: 0 on the input side, s + 1 in layer s, depth + 1 behind."""
+        last = len(self.layers) + 1
+
+        def depth(name: str) -> int:
+            top, _, rest = name.partition(".")
+            if top == "layers":
+                return int(rest.partition(".")[0]) + 1
+            return last if top in ("norm", "head") else 0
+
+        return {name: depth(name) for name, _ in self.named_parameters()}
 
     def no_weight_decay(self, decay_ssm_state: bool = False) -> set[str]:
         """Names of parameters that must not be decayed beyond those that are 1-D or biases anyway, read from their marks."""

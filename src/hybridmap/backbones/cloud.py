@@ -111,15 +111,6 @@ class CloudBackbone(Backbone):
         """Largest and mean value over the patches, after the norm."""
         return torch.cat([features.patches.amax(1), features.patches.mean(1)], dim=1)
 
-    def layer_ids(self) -> dict[str, int]:
-        last = len(self.layers) + 1
-
-        def depth(name: str) -> int:
-            top, _, rest = name.partition(".")
-            return int(rest.partition(".")[0]) + 1 if top == "layers" else last if top in ("norm", "head") else 0
-
-        return {name: depth(name) for name, _ in self.named_parameters()}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         stem = r"^(?:patch_embed|position|cls_token|cls_pos|order_)"
         return {"stem": stem, "blocks": r"^layers" if coarse else [(r"^layers\.(\d+)", None)]}

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridmap.backbones.base import ImageBackbone
 from hybridmap.backbones.sequence import sides
-from hybridmap.ops import Parameters, points, use_backend  # noqa: F401 (points registers its operators)
+from hybridmap.ops import Parameters, use_backend
 
 Shape = torch.Size | tuple[int, ...]
 

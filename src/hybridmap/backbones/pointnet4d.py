@@ -285,15 +285,6 @@ class PointNet4D(Backbone):
         hidden = self.drop(self.head(x, pre_logits=True))
         return hidden if pre_logits else self.head.fc(hidden)
 
-    def layer_ids(self) -> dict[str, int]:
-        last = len(self.layers) + 1
-
-        def depth(name: str) -> int:
-            top, _, rest = name.partition(".")
-            return int(rest.partition(".")[0]) + 1 if top == "layers" else last if top == "head" else 0
-
-        return {name: depth(name) for name, _ in self.named_parameters()}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^(?:frames|frame_pos)", "blocks": r"^layers" if coarse else [(r"^layers\.(\d+)", None)]}
 

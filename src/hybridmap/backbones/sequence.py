@@ -225,17 +225,6 @@ class SequenceBackbone(ImageBackbone):
 
     # The rest of timm's contract
 
-    def layer_ids(self) -> dict[str, int]:
-        last = len(self.layers) + 1
-
-        def depth(name: str) -> int:
-            top, _, rest = name.partition(".")
-            if top == "layers":
-                return int(rest.partition(".")[0]) + 1
-            return last if top in ("norm", "head") else 0
-
-        return {name: depth(name) for name, _ in self.named_parameters()}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Input side, layers (one group each, or all in one if ``coarse``); norm and head match nothing and come last."""
         stem = r"^(?:patch_embed|pos_embed|cls_token|cls_pos|registers)"

@@ -40,7 +40,7 @@ class Source:
     """As the user called it."""
     backbone: Backbone
     data: Any = None
-    """The ImageDataset.Config that it was trained on; None where that is not known."""
+    """The Dataset.Config that it was trained on; None where that is not known."""
 
     @property
     def image_backbone(self) -> ImageBackbone:

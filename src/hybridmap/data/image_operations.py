@@ -201,10 +201,10 @@ def _cubic(taps: list[Float[Tensor, "..."]], beyond: Float[Tensor, "..."]) -> Fl
     """Between the second and the third of four values, by the cubic convolution of a = -1."""
     first, second, third, last = taps
     t = beyond
-    sum_ = second.clone()  # what the others differ from it is added, so that four equal values give just that value
+    total = second.clone()  # what the others differ from it is added, so that four equal values give just that value
     for tap, weight in ((first, t * (t * (2 - t) - 1)), (third, t * (1 + t * (1 - t))), (last, t * t * (t - 1))):
-        sum_.addcmul_(weight, tap - second)
-    return sum_
+        total.addcmul_(weight, tap - second)
+    return total
 
 
 def _filled(values: Float[Tensor, "n 3 H W"], inside: Bool[Tensor, "n _ _"], outside: UInt8[Tensor, "3"]) -> Images:

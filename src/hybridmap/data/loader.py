@@ -112,7 +112,7 @@ class _Worker(TorchDataset):
         try:
             samples = self.dataset.samples(indices, keys, view=view, substitute=substitute)
             if self.changes and samples.paths:
-                samples = replace(samples, images=_changed(self.dataset, samples, samples.images, view))
+                samples = replace(samples, images=self.dataset.change(samples.images, _keys(samples, view)))
             if get_worker_info() is not None:
                 _share(samples)
         except UserError as error:
@@ -120,9 +120,9 @@ class _Worker(TorchDataset):
         return samples
 
 
-def _changed(dataset: Dataset, samples: Samples, images: Tensor, view: int | None) -> Tensor:
-    """``images``, those of ``samples``, augmented where they are."""
-    return dataset.change(images, [key_of_view(key, view) for key in samples.keys.tolist()])
+def _keys(samples: Samples, view: int | None) -> list[int]:
+    """Those that decide about this view of the samples."""
+    return [key_of_view(key, view) for key in samples.keys.tolist()]
 
 
 def _changes_here(device: torch.device) -> bool:
@@ -165,10 +165,10 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGTERM, note)
 
 
-def _on(device: torch.device, dataset: Dataset, samples: Samples, view: int | None) -> Tensor:
-    """The images of an answer on ``device``, augmented."""
+def _on(device: torch.device, dataset: Dataset, samples: Samples, keys: Sequence[int]) -> Tensor:
+    """The images of an answer on ``device``, augmented by their ``keys``."""
     images = samples.images.to(device, non_blocking=True)
-    return _changed(dataset, samples, images, view) if _changes_here(device) else images
+    return dataset.change(images, keys) if _changes_here(device) else images
 
 
 class _WorkerDied(Exception):
@@ -370,11 +370,9 @@ class Loader:
             yield batch
 
     def _batch(self, views: Sequence[Samples], step_key: int) -> Batch:
-        first, keys = views[0], views[0].keys.tolist()
-        images = [
-            self.dataset.finish(_on(self.device, self.dataset, view, number), [key_of_view(key, number) for key in keys])
-            for number, view in zip(self._views(), views, strict=True)
-        ]
+        first = views[0]
+        named = [(view, _keys(view, number)) for number, view in zip(self._views(), views, strict=True)]
+        images = [self.dataset.finish(_on(self.device, self.dataset, view, keys), keys) for view, keys in named]
         labels = first.labels.to(self.device, non_blocking=True) if self.dataset.classes else None
         return Batch(
             inputs=images[0],
@@ -438,7 +436,7 @@ def each(
         skipped |= samples.skipped
         if samples.paths:
             delivered += len(samples.paths)
-            images = dataset.normalised(_on(device, dataset, samples, None))
+            images = dataset.normalised(_on(device, dataset, samples, _keys(samples, None)))
             yield images, samples.labels.to(device, non_blocking=True), samples.paths
     if not delivered:
         path, reason = next(iter(skipped.items()))
