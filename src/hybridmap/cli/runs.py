@@ -136,12 +136,10 @@ def evaluation_data(source: Source, *, root: str | None = None, split: str = "al
     Bundled photographs have no part that is all of them; there it is the held-out halves.
     """
     data = source.data
-    if isinstance(data, PointClouds.Config):
-        data = data if root is None else replace(data, root=root)
-    elif not isinstance(data, ImageFolder.Config) and (data is None or root is not None):
+    if data is None or (root is not None and not hasattr(data, "root")):
         known = {} if data is None else {"size": data.size, "mean": data.mean, "std": data.std}
         data = ImageFolder.Config(**({"size": source.image_backbone.config.img_size} | known))
-    if root is not None and not isinstance(data, PointClouds.Config):
+    if root is not None:
         data = replace(data, root=root)
     data = _still(data, split)
     return data if workers is None else replace(data, workers=workers)
